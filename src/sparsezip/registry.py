@@ -1,0 +1,56 @@
+"""A folder is a registry: every file of it registers one class under the file's own name.
+
+Other packages add to a registry through an entry point of the group ``sparsezip.<folder>`` whose name is
+the CLI name and whose value is the class.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from typing import Any
+
+from .errors import UnknownNameError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean "x"?' for the nearest known name, or '' when none is near."""
+    match = difflib.get_close_matches(name.lower(), sorted(known), n=1)
+    return f' Did you mean "{match[0]}"?' if match else ""
+
+
+class Registry:
+    """The classes offered by the modules of one package, found by file name and imported only when asked for."""
+
+    def __init__(self, package: str, noun: str) -> None:
+        """`package`: the folder, such as "sparsezip.methods". `noun`: what one entry is called in messages."""
+        self.package, self.noun = package, noun
+
+    def names(self) -> list[str]:
+        """Every registered name, in alphabetical order."""
+        return sorted({*self._files(), *self._plugins()})
+
+    def get(self, name: str) -> Any:
+        """The class registered as `name`. Raises UnknownNameError with the nearest name."""
+        if name in self._files():
+            module = importlib.import_module(f"{self.package}.{name}")
+            return next(
+                value
+                for value in vars(module).values()
+                if isinstance(value, type) and value.__module__ == module.__name__ and vars(value).get("name") == name
+            )
+        plugins = self._plugins()
+        if name in plugins:
+            return plugins[name].load()
+        known = self.names()
+        raise UnknownNameError(
+            f'There is no {self.noun} "{name}".{nearest(name, known)} Known: {", ".join(known)}.'
+        )
+
+    def _files(self) -> set[str]:
+        path = importlib.import_module(self.package).__path__
+        return {m.name for m in pkgutil.iter_modules(path) if m.name != "base" and not m.name.startswith("_")}
+
+    def _plugins(self) -> dict[str, Any]:
+        return {point.name: point for point in entry_points(group=self.package)}
