@@ -1,0 +1,177 @@
+"""The folder of a run: record first, then the plan, then the answers, so that a killed run is resumed and never mixed.
+
+    OUT/run.json       what was asked of which model on which data, and with which versions; written before the first answer
+    OUT/plan.json      which samples are answered together, in which order; a resumed run reuses it
+    OUT/answers.jsonl  one row per sample and method, synced to disk batch by batch
+
+A batch of one method is a cell: it is either in the file completely or it is done again.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import FailureError, RunMismatchError
+from .records import Row
+
+IDENTITY = ("config", "model", "data")  # the parts of the record that make two runs the same run
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one benchmark that are answered together."""
+
+    number: int
+    benchmark: str
+    ids: list[str]
+
+
+class Store:
+    """The opened folder of one run."""
+
+    def __init__(self, folder: Path, record: Mapping[str, Any], plan: list[Batch]) -> None:
+        """Start the run of `record` in `folder`, or resume it there.
+
+        Raises RunMismatchError when the folder holds a different run, or when one is writing to it now.
+        """
+        self.folder = folder
+        if (folder / "run.json").exists():
+            held = read_record(folder)
+            differences = list(_differences(held, record))
+            if differences:
+                raise RunMismatchError(
+                    f"{folder} holds a different run ({'; '.join(differences)}). Choose another folder, or repeat that run."
+                )
+            held["sessions"].append(dict(record["sessions"][-1]))
+            self.record = held
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / "answers.jsonl").exists():
+                raise RunMismatchError(f"{folder} holds answers but no run.json. Choose another folder.")
+            self.record = dict(record)
+        if (folder / "plan.json").exists():
+            self.plan = [Batch(**batch) for batch in json.loads((folder / "plan.json").read_text("utf-8"))]
+        else:
+            self.plan = plan
+            _write(folder / "plan.json", [vars(batch) for batch in plan])
+        self._answers = _locked(folder / "answers.jsonl")
+        self.rows = self._recover()
+        _write(folder / "run.json", self.record)
+
+    @property
+    def done(self) -> set[tuple[int, str]]:
+        """The cells that are on disk, as (batch number, method)."""
+        return {(row.batch, row.method) for row in self.rows}
+
+    def append(self, rows: list[Row]) -> None:
+        """Keep one complete cell; it is on disk when this returns."""
+        lines = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
+        self._answers.write(lines.encode())
+        self._answers.flush()
+        os.fsync(self._answers.fileno())
+        self.rows += rows
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._answers.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _recover(self) -> list[Row]:
+        """The rows of all complete cells; what a kill left of the last one is cut off."""
+        size = {batch.number: len(batch.ids) for batch in self.plan}
+        rows: list[Row] = []
+        cell: list[Row] = []
+        complete = position = 0
+        self._answers.seek(0)
+        for row, end in _parse(self._answers, self.folder):
+            cell.append(row)
+            position = end
+            if len(cell) == size[row.batch]:
+                rows += cell
+                cell, complete = [], position
+        self._answers.truncate(complete)
+        self._answers.seek(complete)
+        return rows
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of `folder`. Raises FailureError when it is missing or damaged."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise FailureError(f"{folder} holds no run (run.json is missing).") from None
+    except ValueError as error:
+        raise FailureError(f"{folder / 'run.json'} is damaged ({error}).") from None
+    return record
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Every complete row of answers.jsonl in `folder`."""
+    with (folder / "answers.jsonl").open("rb") as file:
+        return [row for row, _ in _parse(file, folder)]
+
+
+def _parse(file: IO[bytes], folder: Path) -> Iterable[tuple[Row, int]]:
+    """Each row with the byte offset behind it. A torn last line is left out; damage before it is an error."""
+    end = 0
+    lines = file.readlines()
+    for number, line in enumerate(lines, 1):
+        end += len(line)
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("no line end")
+            row = Row(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                return
+            raise FailureError(f"{folder / 'answers.jsonl'}, line {number} is damaged ({error}).") from None
+        yield row, end
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """`path` opened for reading and writing by this process alone; a killed process loses its lock."""
+    file = path.open("r+b" if path.exists() else "w+b")
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise RunMismatchError(f"Another process is writing to {path.parent}. Wait for it, or choose another folder.") from None
+    return file
+
+
+def _write(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON, so that a kill leaves the old file or the new one, never half of one."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterable[str]:
+    """What differs between two records in the parts that make a run, in words."""
+    there, here = (dict(_flat({key: record.get(key, {}) for key in IDENTITY})) for record in (held, asked))
+    for key in sorted({*there, *here}):
+        if there.get(key) != here.get(key):
+            yield f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
+
+
+def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(value, sort_keys=True, default=str)
