@@ -1,0 +1,282 @@
+"""Strict YAML in, resolved YAML out: what a run is asked to do, and where each wish was written.
+
+The shape is the one SparseZip's published files use, so that those files run here:
+
+    model:
+      model_type: sparsezip                   # or a list of methods; "llava" is keep_all, "llava_vzip" is visionzip
+      model_path: llava-hf/llava-1.5-7b-hf
+      max_new_tokens: 16
+      dominant: 54                            # short for a setting of the method named by model_type
+      sparsezip: {k_min: 32, k_max: 64}       # the settings of one method, under its name
+    runner:
+      dataset: pope                           # or a list of benchmarks
+      seed: 42
+
+Nothing is guessed and nothing is ignored: a key given twice, an unknown key and a value of the wrong type are
+refused with the line they stand on. `--set` and the command line's own options override single keys.
+"""
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import ConfigError
+from .registry import nearest
+
+Keys = tuple[str, ...]
+
+METHOD_OF = {"llava": "keep_all", "llava_vzip": "visionzip"}  # the published files' own names for two methods
+SHORT_FOR: dict[str, dict[str, Keys]] = {  # their settings that stand beside, not in, a method's section
+    "sparsezip": {"dominant": ("dominant",), "contextual": ("merging", "contextual_num")},
+    "visionzip": {"dominant": ("dominant",), "contextual": ("contextual",)},
+    "sparsevlm": {"retained_tokens": ("retained_tokens",)},
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _one_or_many(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+class Model(_Section):
+    """The `model` section: which model answers, and through which methods."""
+
+    model_type: list[str] = Field(default=["sparsezip"], min_length=1)
+    model_path: str = "testbed"
+    max_new_tokens: int | None = Field(default=None, ge=1, description="None: what the benchmark asks for")
+    temperature: Literal[0] = 0
+    conv_mode: str | None = None
+    budget: int | None = Field(default=None, ge=1)
+    dominant: int | None = None
+    contextual: int | None = None
+    retained_tokens: int | None = None
+    settings: dict[str, dict[str, Any]] = Field(default={}, description="by method; written under the method's name")
+
+    @field_validator("model_type", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        names = _one_or_many(value)
+        return [METHOD_OF.get(name, name) for name in names] if isinstance(names, list) else names
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _greedy(cls, value: Any) -> Any:
+        if value != 0 or isinstance(value, bool):
+            raise ValueError("answers are decoded greedily; only 0 is possible")
+        return 0
+
+
+class Runner(_Section):
+    """The `runner` section: what is asked, and how."""
+
+    dataset: list[str] = Field(default=["pope", "mme", "docvqa", "scenes"], min_length=1)
+    ann_path: str | None = None
+    images: str | None = None
+    output_dir: str | None = None
+    only: list[str] = []
+    limit: int | None = Field(default=None, ge=1)
+    prompt: str | None = None
+    batch_size: int = Field(default=1, ge=1)
+    warmup: int = Field(default=1, ge=0)
+    seed: int = Field(default=0, ge=0)
+    attn_implementation: str | None = None
+
+    _split = field_validator("dataset", "only", mode="before")(_one_or_many)
+
+
+class Settings(_Section):
+    """A whole run, every default filled in."""
+
+    model: Model = Model()
+    runner: Runner = Runner()
+
+    def of(self, method: str) -> dict[str, Any]:
+        """What is set for one method: its own section, completed by the short forms beside it."""
+        settings = copy.deepcopy(self.model.settings.get(method, {}))
+        for key, (*sections, name) in SHORT_FOR.get(method, {}).items():
+            value = getattr(self.model, key)
+            if value is not None:
+                section = settings
+                for part in sections:
+                    section = section.setdefault(part, {})
+                section.setdefault(name, value)
+        return settings
+
+
+class Document:
+    """The keys of a configuration and where each was written."""
+
+    def __init__(self, tree: dict[str, Any], origins: dict[Keys, str]) -> None:
+        """`origins`: for the path of each key, a place such as "run.yaml, line 3" or "--budget"."""
+        self.tree, self.origins = tree, origins
+
+    def put(self, keys: Keys, value: Any, origin: str) -> None:
+        """Override one key; a mapping on the way that is missing is made."""
+        section = self.tree
+        for i, key in enumerate(keys[:-1], 1):
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f'{origin}: "{".".join(keys[:i])}" is a value, not a section.')
+        section[keys[-1]] = value
+        self.origins = {path: place for path, place in self.origins.items() if path[: len(keys)] != keys}
+        self.origins[keys] = origin
+
+    def origin(self, keys: Keys) -> str:
+        """Where the key was written, or the section around it."""
+        while keys and keys not in self.origins:
+            keys = keys[:-1]
+        return self.origins.get(keys, "configuration")
+
+    def check(self, keys: Keys, known: Mapping[str, Any], noun: str) -> None:
+        """Every key under `keys` is in `known`, whose mappings are checked in turn. Raises ConfigError."""
+        section: Any = self.tree
+        for key in keys:
+            section = section.get(key) or {}  # "sparsezip:" with nothing behind it is an empty section
+        if not isinstance(section, dict):
+            raise ConfigError(f'{self.origin(keys)}: "{".".join(keys)}" holds keys and values, not one value.')
+        for key, value in section.items():
+            if key not in known:
+                raise ConfigError(
+                    f'{self.origin((*keys, key))}: {noun} has no key "{key}".{nearest(key, known)} '
+                    f"Known: {', '.join(sorted(known))}."
+                )
+            if isinstance(known[key], Mapping) and isinstance(value, dict):
+                self.check((*keys, key), known[key], f'{noun} "{key}"')
+
+
+def read_yaml(path: str | Path) -> Document:
+    """A YAML file. Raises ConfigError for one that is missing, malformed or repeats a key, naming the line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration {path}: {error}") from error
+    origins: dict[Keys, str] = {}
+    tree = _load(text, str(path), origins)
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"{path}, line 1: a configuration is made of sections such as model: and runner:.")
+    return Document(tree or {}, origins)
+
+
+def override(document: Document, assignment: str, methods: Iterable[str]) -> None:
+    """Apply one `--set KEY=VALUE`; the value is read as YAML.
+
+    KEY is a path into the configuration (`runner.limit`), a setting of one method (`sparsezip.k_min`) or, where only
+    one of `methods` compresses, just that setting (`k_min`, `merging.kmeans_iters`).
+    """
+    origin = f"--set {assignment}"
+    name, equals, text = assignment.partition("=")
+    keys = tuple(part.strip() for part in name.split("."))
+    if not equals or not all(keys):
+        raise ConfigError(f"{origin}: write KEY=VALUE, for example --set sparsezip.k_min=16.")
+    methods = list(methods)
+    if keys[0] not in ("model", "runner"):
+        if keys[0] not in methods:
+            compressing = [method for method in methods if method != "keep_all"]
+            if len(compressing) != 1:
+                raise ConfigError(f"{origin}: say which method, one of {', '.join(methods)}, as in METHOD.{name}=...")
+            keys = (compressing[0], *keys)
+        keys = ("model", *keys)
+    document.put(keys, _load(text, origin, {}), origin)
+
+
+def resolve(document: Document) -> Settings:
+    """The document as a run, defaults filled in. Raises ConfigError for an unknown key or a value of the wrong type.
+
+    The settings of methods are passed on as they are: a method checks its own.
+    """
+    tree: dict[str, Any] = copy.deepcopy(document.tree)
+    document.check((), Settings.model_fields, "the configuration")
+    for name, section in (("model", Model), ("runner", Runner)):
+        known = {key for key in section.model_fields if key != "settings"}
+        given = tree[name] = tree.get(name) or {}
+        if name == "model" and isinstance(given, dict):  # what else holds keys and values is a method's section
+            sections = [key for key in given if key not in known and isinstance(given[key], dict | None)]
+            known.update(sections)
+            given["settings"] = {key: given.pop(key) or {} for key in sections}
+        document.check((name,), dict.fromkeys(known), f'section "{name}"')
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        keys = tuple(str(part) for part in first["loc"] if not isinstance(part, int))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{document.origin(keys)}: {'.'.join(keys)}: {message}, not {first['input']!r}.") from error
+    _check_short_forms(document, settings.model)
+    return settings
+
+
+def dump(settings: Settings) -> str:
+    """The resolved settings as YAML that `read_yaml` and `resolve` turn into the same settings again."""
+    tree = settings.model_dump(mode="json")
+    tree["model"] |= tree["model"].pop("settings")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _check_short_forms(document: Document, model: Model) -> None:
+    for key in ("dominant", "contextual", "retained_tokens"):
+        takers = [method for method, short in SHORT_FOR.items() if key in short]
+        if getattr(model, key) is not None and not set(takers) & set(model.model_type):
+            raise ConfigError(
+                f'{document.origin(("model", key))}: "{key}" is a setting of {", ".join(takers)}, '
+                f"and none of these runs here. Methods: {', '.join(model.model_type)}."
+            )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: 1e-3 is a number (as in YAML 1.2) and there are no aliases, so no cycles and no bombs."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=self.get_mark())
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _load(text: str, source: str, origins: dict[Keys, str]) -> Any:
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _note_origins(node, (), source, origins)
+        return loader.construct_document(node)
+    except ConfigError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{source}{line}: not valid YAML: {error.problem}.") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # control characters, [[[[..., 2025-99-99
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def _note_origins(node: yaml.Node, path: Keys, source: str, origins: dict[Keys, str]) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _note_origins(item, path, source, origins)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            raise ConfigError(f"{source}, line {line}: a key has to be a plain word.")
+        if key.value in seen:
+            raise ConfigError(
+                f'{source}, line {line}: the key "{key.value}" is given again '
+                f"(first on line {seen[key.value]}). Keep one."
+            )
+        seen[key.value] = line
+        origins[(*path, key.value)] = f"{source}, line {line}"
+        _note_origins(value, (*path, key.value), source, origins)
