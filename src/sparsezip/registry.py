@@ -4,11 +4,14 @@ Other packages add to a registry through an entry point of the group ``sparsezip
 the CLI name and whose value is the class.
 """
 
+import ast
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from .errors import UnknownNameError
@@ -44,13 +47,19 @@ class Registry:
         if name in plugins:
             return plugins[name].load()
         known = self.names()
-        raise UnknownNameError(
-            f'There is no {self.noun} "{name}".{nearest(name, known)} Known: {", ".join(known)}.'
-        )
+        raise UnknownNameError(f'There is no {self.noun} "{name}".{nearest(name, known)} Known: {", ".join(known)}.')
+
+    def header(self, name: str) -> str:
+        """The docstring of the file registered as `name`, read without importing it."""
+        for folder in importlib.import_module(self.package).__path__:
+            file = Path(folder, f"{name}.py")
+            if name in self._files() and file.is_file():
+                return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or name
+        return inspect.getdoc(inspect.getmodule(self.get(name))) or name
 
     def _files(self) -> set[str]:
         path = importlib.import_module(self.package).__path__
-        return {m.name for m in pkgutil.iter_modules(path) if m.name != "base" and not m.name.startswith("_")}
+        return {m.name for m in pkgutil.iter_modules(path) if m.name not in ("base", "load") and not m.name.startswith("_")}
 
     def _plugins(self) -> dict[str, Any]:
         return {point.name: point for point in entry_points(group=self.package)}

@@ -1,0 +1,37 @@
+# On a fresh machine `make run` and `make test` need Python 3.11 and make, nothing else.
+#   make PYTHON=python3.12 run    another interpreter
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+BENCHMARKS := pope,mme,docvqa,scenes
+METHODS := keep_all,sparsezip,visionzip,random,grid
+
+.PHONY: run test check fix setup
+
+# Five methods on four benchmarks of the small model that ships with the package. Stopped and started again, it
+# goes on where it was; finished, it shows its table again. `rm -r runs/readme` measures anew.
+run: setup
+	$(BIN)/sparsezip eval --model testbed --benchmark $(BENCHMARKS) --method $(METHODS) --out runs/readme --limit 200
+
+test: check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python docs/generate.py
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed, for example: make PYTHON=python3.11')"
+	@echo "Installing into .venv; the first time this takes some minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
