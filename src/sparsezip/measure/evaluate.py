@@ -1,17 +1,325 @@
 """Ask every method every question, keep every answer, report what it was worth and what it cost.
 
-    results = evaluate("testbed", ["pope", "scenes"], ["keep_all", method("visionzip", budget=64)], Path("runs/a"), data=Path("data"))
-    table.show(results)                       # sparsezip.measure.report.table: the terminal's table
+    methods = [method("keep_all"), method("visionzip", budget=64)]
+    results = evaluate("testbed", ["pope", "scenes"], methods, Path("runs/a"), data=Path("data"), console=console)
+    table.show(results, console)              # sparsezip.measure.report.table
     sys.exit(1 if results["failed"] else 0)   # a broken image is a counted failure: the run completes
 
-On disk, in `out`: run.json, plan.json and answers.jsonl while it runs (see store.py), results.json and table.md at the end.
-The same call on the same folder resumes a run that was killed, wherever it was, and gives the same answers.
+On disk, in `out`: plan.json, run.json, answers.jsonl while it runs (see store.py), at the end results.json and table.md.
+The same call on the same folder resumes a run that was killed, wherever that was, and ends with the same answers.
 
 How it is measured
 - Each batch is answered by all methods in turn before the next batch, and the first method changes from batch to batch:
-  whatever else the machine does meets all methods alike, so latencies compare.
+  whatever else the machine does meets all methods alike, so that latencies compare.
 - Each method answers the first batch of every benchmark once before anything counts (warm-up).
-- `batch_size=1` gives the latency of a question; in larger batches a row's share of its batch is reported.
-- Errors of the request (unknown names, bad settings, missing files, another run in the folder) are raised before the
-  first answer is recorded. What fails later is recorded in its row, counted and shown.
+- `batch_size=1` gives the latency of a question; of a larger batch each question is given its share.
+- What is wrong with the request (unknown names, bad settings, missing files, another run in the folder) is raised
+  before anything is recorded. What fails later is recorded in its row, counted and shown.
 """
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+from rich.console import Console
+
+from .. import methods as method_registry
+from ..errors import ImageError, SettingError
+from ..images import open_image
+from ..methods.base import Method
+from .benchmarks import benchmark
+from .benchmarks.base import Benchmark, spread
+from .clock import Countdown
+from .records import Row, Sample
+from .report import summary, table
+from .runners import local
+from .store import Batch, Store, write_json
+
+RECORDED = ("torch", "transformers", "numpy", "pillow", "sparsezip")
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What is evaluated: `sparsezip.load` returns one."""
+
+    name: str
+    revision: str
+
+    def answer(
+        self, images: list[Image.Image], questions: list[str], method: Method, max_new_tokens: int
+    ) -> Sequence[Any]:
+        """One answer per row: text, tokens, tokens_before, tokens_per_layer (list), timing (stage to ms, "total")."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One batch to be answered by one method."""
+
+    batch: Batch
+    label: str
+
+
+def evaluate(
+    model: Model | str,
+    benchmarks: Sequence[Benchmark | str],
+    methods: Sequence[Method | str],
+    out: Path,
+    *,
+    data: Path,
+    images: Path | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
+    limit: int | None = None,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int = 1,
+    config: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+    **loading: Any,
+) -> dict[str, Any]:
+    """Run, or finish, the evaluation that `out` holds; returns what is in results.json.
+
+    model: a loaded model, or a name for `sparsezip.load` (`loading`: device, dtype, ...), opened after the data.
+    benchmarks, methods: by name or as objects. A method that comes twice is labelled by its settings.
+    data: the folder of the benchmark, or one that holds the benchmarks' folders. images: where the images lie elsewhere.
+    only: groups by benchmark, such as {"pope": ["random"]}. limit: questions per benchmark, spread over its groups.
+    prompt: how questions are asked, a name in benchmarks.base.PROMPTS; None: "bare" for "testbed", else "llava".
+    max_new_tokens: None: the benchmark's own. batch_size: questions answered together.
+    config: further settings that make the run what it is; kept in run.json and compared when it is resumed.
+    console: where progress is shown; None: nowhere.
+
+    Results: "failed" counts questions without an answer, over all methods. For the rest see report/summary.py.
+    Raises UsageError (of whatever kind) before anything is recorded, FailureError where the folder is damaged.
+    """
+    for name, number in (("limit", limit), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if number is not None and number < 1:
+            raise SettingError(f"{name} is {number}, but must be 1 or more.")
+    chosen = {made.name: made for made in (benchmark(b) if isinstance(b, str) else b for b in benchmarks)}
+    labelled = _labelled([method_registry.method(m) if isinstance(m, str) else m for m in methods])
+    model_name = model if isinstance(model, str) else model.name
+    prompt = prompt or ("bare" if model_name == "testbed" else "llava")
+    only = only or {}
+    samples = {
+        name: spread(made.samples(data, images, only.get(name, ()), prompt), limit, made.together)
+        for name, made in chosen.items()
+    }
+    vlm = _load(model, **loading) if isinstance(model, str) else model
+    tokens = {name: max_new_tokens or made.max_new_tokens for name, made in chosen.items()}
+    record = {
+        "config": {
+            "benchmarks": list(chosen),
+            "methods": {label: {"name": made.name, **asdict(made)} for label, made in labelled.items()},
+            "only": {name: list(groups) for name, groups in only.items()},
+            "limit": limit,
+            "prompt": prompt,
+            "max_new_tokens": tokens,
+            "batch_size": batch_size,
+            **(config or {}),
+        },
+        "model": _described(vlm),
+        "data": {name: {"questions": len(mine), "fingerprint": fingerprint(mine)} for name, mine in samples.items()},
+        "sessions": [_session()],
+    }
+    with Store(out, json.loads(json.dumps(record, default=str)), list(_planned(samples, batch_size))) as store:
+        by_id = {(name, sample.id): sample for name, mine in samples.items() for sample in mine}
+        opened = lru_cache(maxsize=batch_size)(open_image)  # the methods of a batch share its decoded images
+
+        def answer(cell: Cell) -> list[Row]:
+            asked = [by_id[cell.batch.benchmark, number] for number in cell.batch.ids]
+            return _answered(vlm, labelled[cell.label], cell, asked, opened, tokens[cell.batch.benchmark])
+
+        todo = [
+            cell for cell in _cells(store.plan, list(labelled)) if (cell.batch.number, cell.label) not in store.done
+        ]
+        if todo:
+            _warm_up(vlm, labelled, samples, batch_size, tokens)
+        store.begin()
+        total = sum(len(batch.ids) for batch in store.plan) * len(labelled)
+        with Countdown(console, total, len(store.rows)) as countdown:
+            for rows in local.run(todo, answer):
+                store.append(rows)
+                countdown.advance(len(rows), chosen[rows[0].benchmark].title)
+        results = summary.summarise(store.record, store.rows)
+    write_json(out / "results.json", results)
+    (out / "table.md").write_text(table.markdown(results), encoding="utf-8")
+    return results
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """A hash of the questions, their references, and the names and sizes in bytes of their images."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        parts = (
+            sample.id,
+            sample.image_id,
+            sample.image.stat().st_size,
+            sample.question,
+            sample.references,
+            sample.group,
+        )
+        digest.update(json.dumps(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _load(name: str, **loading: Any) -> Model:
+    from ..pipeline import load  # only now: data at fault are told of before a model is opened
+
+    opened: Model = load(name, **loading)
+    return opened
+
+
+def _labelled(methods: Sequence[Method]) -> dict[str, Method]:
+    """Methods by label: the name, with the settings that are not None where a name comes twice."""
+    labelled: dict[str, Method] = {}
+    for method in methods:
+        label = method.name
+        if sum(other.name == label for other in methods) > 1:
+            default = asdict(type(method)())
+            changed = [f"{key}={value}" for key, value in asdict(method).items() if value != default[key]]
+            label = f"{label}({', '.join(changed)})"
+        if label in labelled:
+            raise SettingError(f"The method {label} is asked for twice with the same settings.")
+        labelled[label] = method
+    return labelled
+
+
+def _planned(samples: Mapping[str, Sequence[Sample]], batch_size: int) -> Iterator[Batch]:
+    """Batches of one benchmark each, questions on one image side by side."""
+    number = 0
+    for name, mine in samples.items():
+        images = {image: place for place, image in enumerate(dict.fromkeys(sample.image_id for sample in mine))}
+        ids = [sample.id for sample in sorted(mine, key=lambda sample: images[sample.image_id])]
+        for start in range(0, len(ids), batch_size):
+            yield Batch(number, name, ids[start : start + batch_size])
+            number += 1
+
+
+def _cells(plan: Sequence[Batch], labels: list[str]) -> Iterator[Cell]:
+    """Every batch under every method; the method that comes first changes from batch to batch."""
+    for batch in plan:
+        turn = batch.number % len(labels)
+        yield from (Cell(batch, label) for label in labels[turn:] + labels[:turn])
+
+
+def _answered(
+    model: Model, method: Method, cell: Cell, samples: list[Sample], opened: Any, max_new_tokens: int
+) -> list[Row]:
+    """The rows of one cell. A broken image costs its own questions only, and so does whatever else fails."""
+    rows: dict[str, Row] = {}
+    sound: list[tuple[Sample, Image.Image]] = []
+
+    def row(sample: Sample, **measured: Any) -> None:
+        rows[sample.id] = Row.of(
+            sample, benchmark=cell.batch.benchmark, method=cell.label, batch=cell.batch.number, **measured
+        )
+
+    for sample in samples:
+        try:
+            sound.append((sample, opened(sample.image)))
+        except ImageError as error:
+            row(sample, error=str(error))
+    together = [sound] if sound else []
+    while together:
+        part = together.pop()
+        try:
+            answers = model.answer(
+                [image for _, image in part],
+                [sample.question for sample, _ in part],
+                method,
+                max_new_tokens=max_new_tokens,
+            )
+        except Exception as error:  # whatever it is, it must not cost the other questions of a run of hours
+            if len(part) > 1:
+                together += [[one] for one in part]
+            else:
+                row(part[0][0], error=f"{type(error).__name__}: {error}")
+            continue
+        for (sample, _), answer in zip(part, answers, strict=True):
+            layers = answer.tokens_per_layer
+            row(
+                sample,
+                answer=answer.text,
+                tokens=answer.tokens,
+                tokens_before=answer.tokens_before,
+                tokens_per_layer=sum(layers) / len(layers) if layers else None,
+                timing_ms=dict(answer.timing),
+            )
+    return [rows[sample.id] for sample in samples]
+
+
+def _warm_up(
+    model: Model,
+    methods: Mapping[str, Method],
+    samples: Mapping[str, Sequence[Sample]],
+    batch_size: int,
+    tokens: Mapping[str, int],
+) -> None:
+    """Answer a first batch of every benchmark with every method: what is wrong with a method shows here, unrecorded."""
+    for name, mine in samples.items():
+        sound = []
+        for sample in mine:
+            try:
+                sound.append((open_image(sample.image), sample.question))
+            except ImageError:
+                continue  # recorded when its turn comes
+            if len(sound) == batch_size:
+                break
+        for method in methods.values():
+            if sound:
+                model.answer(
+                    [image for image, _ in sound],
+                    [question for _, question in sound],
+                    method,
+                    max_new_tokens=tokens[name],
+                )
+
+
+def _described(model: Model) -> dict[str, Any]:
+    inner = getattr(model, "model", None)
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "device": str(getattr(inner, "device", None)),
+        "dtype": str(getattr(inner, "dtype", None)),
+    }
+
+
+def _session() -> dict[str, Any]:
+    """When, where and with what a run is started or resumed."""
+    versions = {}
+    for package in RECORDED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a source folder that is not installed
+            versions[package] = "unknown"
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "commit": _commit(),
+        **versions,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source folder this runs from, "-dirty" behind it when files differ; None outside of git."""
+    git, here = shutil.which("git"), Path(__file__).parent
+    if git is None:
+        return None
+
+    def said(*words: str) -> str | None:
+        done = subprocess.run([git, "-C", here, *words], capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not said("ls-files", Path(__file__).name):  # installed inside somebody else's repository
+        return None
+    return f"{said('rev-parse', 'HEAD')}{'-dirty' if said('status', '--porcelain', '--', str(here.parent)) else ''}"

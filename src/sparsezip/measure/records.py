@@ -15,7 +15,6 @@ class Sample:
     question: str  # the full text asked: the prompt preset is applied already
     references: list[str]
     group: str  # split, subtask or question type
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,6 @@ class Row:
     group: str
     question: str
     references: list[str]
-    extra: dict[str, Any] = field(default_factory=dict)
     answer: str | None = None
     error: str | None = None
     tokens: int | None = None  # visual tokens that entered the LLM
@@ -54,6 +52,5 @@ class Row:
             group=sample.group,
             question=sample.question,
             references=sample.references,
-            extra=sample.extra,
             **measured,
         )

@@ -1,7 +1,7 @@
-"""The folder of a run: record first, then the plan, then the answers, so that a killed run is resumed and never mixed.
+"""The folder of a run: the plan first, then the record, then the answers, so that a killed run can be resumed.
 
-    OUT/run.json       what was asked of which model on which data, and with which versions; written before the first answer
     OUT/plan.json      which samples are answered together, in which order; a resumed run reuses it
+    OUT/run.json       what is asked of which model on which data, with which versions; written before any answer
     OUT/answers.jsonl  one row per sample and method, synced to disk batch by batch
 
 A batch of one method is a cell: it is either in the file completely or it is done again.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import FailureError, RunMismatchError
+from ..errors import FailureError, RunMismatchError, UsageError
 from .records import Row
 
 IDENTITY = ("config", "model", "data")  # the parts of the record that make two runs the same run
@@ -34,33 +34,36 @@ class Store:
     """The opened folder of one run."""
 
     def __init__(self, folder: Path, record: Mapping[str, Any], plan: list[Batch]) -> None:
-        """Start the run of `record` in `folder`, or resume it there.
+        """Open the run of `record` in `folder`: as it was left if it is there, else with `plan`.
 
-        Raises RunMismatchError when the folder holds a different run, or when one is writing to it now.
+        Raises RunMismatchError when the folder holds a different run or when another process is writing to it,
+        UsageError when it cannot be written, FailureError when its files are damaged.
         """
         self.folder = folder
-        if (folder / "run.json").exists():
-            held = read_record(folder)
-            differences = list(_differences(held, record))
-            if differences:
-                raise RunMismatchError(
-                    f"{folder} holds a different run ({'; '.join(differences)}). Choose another folder, or repeat that run."
-                )
-            held["sessions"].append(dict(record["sessions"][-1]))
-            self.record = held
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            if (folder / "answers.jsonl").exists():
-                raise RunMismatchError(f"{folder} holds answers but no run.json. Choose another folder.")
-            self.record = dict(record)
-        if (folder / "plan.json").exists():
-            self.plan = [Batch(**batch) for batch in json.loads((folder / "plan.json").read_text("utf-8"))]
-        else:
-            self.plan = plan
-            _write(folder / "plan.json", [vars(batch) for batch in plan])
         self._answers = _locked(folder / "answers.jsonl")
-        self.rows = self._recover()
-        _write(folder / "run.json", self.record)
+        try:
+            if (folder / "run.json").exists():
+                self.record = read_record(folder)
+                differences = list(_differences(self.record, record))
+                if differences:
+                    raise RunMismatchError(
+                        f"{folder} holds a different run ({'; '.join(differences)}). Choose another folder."
+                    )
+                self.record["sessions"] += record["sessions"]
+                self.plan = [Batch(**batch) for batch in _read_json(folder / "plan.json")]
+            elif self._answers.read(1):
+                raise RunMismatchError(f"{folder} holds answers but no run.json. Choose another folder.")
+            else:
+                self.record, self.plan = dict(record), plan
+            self.rows = self._recover()
+        except BaseException:
+            self._answers.close()
+            raise
+
+    def begin(self) -> None:
+        """Write down the plan and the record; from here on the folder holds this run."""
+        write_json(self.folder / "plan.json", [vars(batch) for batch in self.plan])
+        write_json(self.folder / "run.json", self.record)
 
     @property
     def done(self) -> set[tuple[int, str]]:
@@ -105,12 +108,7 @@ class Store:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """run.json of `folder`. Raises FailureError when it is missing or damaged."""
-    try:
-        record: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise FailureError(f"{folder} holds no run (run.json is missing).") from None
-    except ValueError as error:
-        raise FailureError(f"{folder / 'run.json'} is damaged ({error}).") from None
+    record: dict[str, Any] = _read_json(folder / "run.json")
     return record
 
 
@@ -139,7 +137,12 @@ def _parse(file: IO[bytes], folder: Path) -> Iterable[tuple[Row, int]]:
 
 def _locked(path: Path) -> IO[bytes]:
     """`path` opened for reading and writing by this process alone; a killed process loses its lock."""
-    file = path.open("r+b" if path.exists() else "w+b")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        file = path.open("r+b")
+    except OSError as error:
+        raise UsageError(f"The results cannot be written to {path.parent} ({error}).") from None
     if sys.platform != "win32":
         import fcntl
 
@@ -147,11 +150,13 @@ def _locked(path: Path) -> IO[bytes]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
-            raise RunMismatchError(f"Another process is writing to {path.parent}. Wait for it, or choose another folder.") from None
+            raise RunMismatchError(
+                f"Another process is writing to {path.parent}. Wait for it, or choose another folder."
+            ) from None
     return file
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, so that a kill leaves the old file or the new one, never half of one."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -159,6 +164,13 @@ def _write(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise FailureError(f"{path} is missing or damaged ({error}).") from None
 
 
 def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterable[str]:

@@ -1,0 +1,53 @@
+"""Scenes: open one-word questions by type (colour, shape, ...) on drawn scenes, which yes/no questions do not cover.
+
+    scenes.jsonl, one JSON object a line, images in images/:
+    {"question_id": 7, "image": "000003.png", "question": "what color is the star?", "answer": "red", "type": "color"}
+
+Source: drawn by this package, `sparsezip testbed data OUT --seed S --scenes N`.
+Licence: Apache-2.0, as this package.
+Official scorer: exact match, here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from ...errors import DataError
+from ..metrics import exact_match
+from ..metrics.interval import Estimate, mean
+from ..records import Row
+from .base import Benchmark, Entry, chosen, first_existing, json_lines, text_of
+
+
+class Scenes(Benchmark):
+    """What is in a drawn scene, asked with open questions."""
+
+    name = "scenes"
+    title = "scenes"
+    group_noun = "type"
+    columns: ClassVar = {"exact_match": "EM %"}
+    headline = "exact_match"
+
+    def read(self, roots: Sequence[Path], only: Sequence[str]) -> list[Entry]:
+        """The questions of scenes.jsonl."""
+        entries = []
+        for place, row in json_lines(first_existing((root / "scenes.jsonl" for root in roots), "scenes.jsonl")):
+            if "question_id" not in row:
+                raise DataError(f'{place} has no "question_id".')
+            entries.append(
+                Entry(
+                    id=str(row["question_id"]),
+                    image=text_of(row, "image", place),
+                    question=text_of(row, "question", place),
+                    references=[text_of(row, "answer", place)],
+                    group=text_of(row, "type", place),
+                )
+            )
+        types = chosen(list(dict.fromkeys(entry.group for entry in entries)), only, "type of question in scenes")
+        return [entry for entry in entries if entry.group in types]
+
+    def measures(self, rows: Sequence[Row]) -> dict[str, Estimate]:
+        """The share of exactly right answers."""
+        answers = [{"prediction": row.answer or "", "answers": row.references} for row in rows]
+        right = exact_match.score(answers)["per_row"]
+        return {"exact_match": mean(zip((row.image for row in rows), right, strict=True))}

@@ -1,0 +1,1 @@
+"""What a run shows. Nothing here needs torch: results are read, never computed again."""
