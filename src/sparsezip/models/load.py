@@ -1,0 +1,245 @@
+"""Open a checkpoint: the shipped testbed, a folder, or an id of the Hugging Face Hub.
+
+transformers does the loading; this file asks the questions before it: is it a family we serve (answered from
+config.json, before any weight is fetched), is it in transformers' format, which weights exactly are these. `load_tower`
+reads the vision tower alone, with the projector and the word embeddings where a question is asked, and leaves the
+language model's weights where they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import cached_file, logging
+
+from ..errors import UnknownNameError, UnsupportedModelError
+from ..registry import nearest
+from . import registry
+from .base import Adapter
+
+TESTBED = Path(__file__).parents[1] / "testbed" / "checkpoint"
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WHERE = ("revision", "token", "cache_dir", "local_files_only")  # options that say where on the Hub to look
+_TWINS = {
+    "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "liuhaotian/llava-v1.6-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "liuhaotian/llava-v1.6-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+    "liuhaotian/llava-v1.6-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "liuhaotian/llava-v1.6-34b": "llava-hf/llava-v1.6-34b-hf",
+}
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint, or the part of one that was asked for."""
+
+    name: str  # as asked for
+    folder: Path  # where its files lie
+    model: Any
+    processor: Any
+    adapter: Adapter
+
+    @cached_property
+    def revision(self) -> str:
+        """Which weights these are: the Hub's commit, or "sha256:" and a hash of the safetensors files of a folder."""
+        if self.folder.parent.name == "snapshots":
+            return self.folder.name
+        digest = hashlib.sha256()
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with file.open("rb") as weights:
+                digest.update(hashlib.file_digest(weights, "sha256").digest())
+        return f"sha256:{digest.hexdigest()[:16]}"
+
+    def prompt(self, question: str) -> str:
+        """The prompt that asks `question` about one image: the processor's chat template, or the family's own form."""
+        if getattr(self.processor, "chat_template", None) is None:
+            return self.adapter.prompt.replace("{question}", question)
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        """Images as the tower reads them, [image, channel, height, width], on the model's device."""
+        pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return pixel_values.to(self.model.device, self.model.dtype)
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of the family `model` belongs to. Raises UnsupportedModelError naming the supported ones."""
+    return _family([kind.__name__ for kind in type(model).__mro__])(model)
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str = "sdpa",
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Checkpoint:
+    """Open "testbed", a folder or a Hub id, with weights from safetensors files only.
+
+    `device`: None takes CUDA if there is one. `dtype`: None keeps the checkpoint's. Other options (revision, token,
+    quantization_config, device_map, ...) go to transformers' from_pretrained.
+
+    Raises UnknownNameError when there is nothing of that name, UnsupportedModelError for a family that is not served
+    and for checkpoints in the original LLaVA format (naming their twin in transformers' format).
+    """
+    files = _Files.of(name_or_path, options)
+    _family(files.config.get("architectures") or [])
+    model = AutoModelForImageTextToText.from_pretrained(
+        files.source,
+        dtype=dtype or "auto",
+        attn_implementation=attn_implementation,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+    if options.get("device_map") is None:
+        model.to(device or _default_device())
+    processor = _processor(files, trust_remote_code=trust_remote_code)
+    return Checkpoint(str(name_or_path), files.folder, model.eval(), processor, adapter_for(model))
+
+
+def load_tower(
+    name_or_path: str | Path,
+    *,
+    question: bool = False,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **where: Any,
+) -> Checkpoint:
+    """Open the vision tower alone and, for a `question`, the projector and the word embeddings.
+
+    Only these weights are read (of a sharded checkpoint, only the shards that hold them are fetched), and no layer of
+    the language model is made. For `compress_images`; such a checkpoint cannot generate. Raises as `load` does.
+    """
+    files = _Files.of(name_or_path, where)
+    family = _family(files.config.get("architectures") or [])
+    wanted = family.tower_weights + (family.question_weights if question else ())
+    config = AutoConfig.from_pretrained(files.source, **files.where)
+    config.text_config.num_hidden_layers = 0
+    if not question:  # a vocabulary of one, so that no word embeddings are made
+        config.text_config.vocab_size, config.text_config.pad_token_id = 1, None
+    kind = AutoModel._model_mapping[type(config)]
+    with _no_load_report():  # it would list the parts that were left out
+        model = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=files.tensors(wanted),
+            dtype=dtype or "auto",
+            attn_implementation="sdpa",
+        )
+    adapter = family(model.to(device or _default_device()).eval())
+    if not question:
+        adapter.offers = family.offers - {"question"}
+    return Checkpoint(str(name_or_path), files.folder, model, _processor(files), adapter)
+
+
+@dataclass
+class _Files:
+    """The files of a checkpoint, in a folder or on the Hub."""
+
+    source: str | Path  # what transformers is to be given
+    folder: Path
+    where: dict[str, Any] = field(default_factory=dict)  # options for the Hub; empty for a folder
+
+    @classmethod
+    def of(cls, name_or_path: str | Path, options: dict[str, Any]) -> "_Files":
+        name, where = str(name_or_path), {key: options[key] for key in _WHERE if key in options}
+        if name in _TWINS or name.startswith("liuhaotian/"):
+            raise UnsupportedModelError(_original_format(name, _TWINS.get(name)))
+        folder = TESTBED if name == "testbed" else Path(name)
+        if (folder / "config.json").is_file():
+            return cls(folder, folder)
+        if name == "testbed":
+            raise UnknownNameError(f"This installation lacks the testbed's checkpoint ({TESTBED}). Install it anew.")
+        if folder.is_dir() or folder.is_absolute() or name.count("/") != 1:
+            hint = nearest(name, ["testbed"]) or " Give testbed, a folder with config.json, or a Hub id (owner/name)."
+            raise UnknownNameError(f'There is no model "{name}".{hint}')
+        try:
+            config = cached_file(name, "config.json", **where)
+        except OSError as error:  # what transformers raises for everything that keeps it from a file
+            raise UnknownNameError(f'There is no model "{name}" to be had: {str(error).splitlines()[0]}') from error
+        return cls(name, Path(config).parent, where)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json as it stands."""
+        return json.loads(self.path("config.json").read_text(encoding="utf-8"))
+
+    def path(self, name: str) -> Path | None:
+        """One file of the checkpoint, fetched if need be; None if there is none of that name."""
+        if self.source == self.folder:
+            return self.folder / name if (self.folder / name).is_file() else None
+        file = cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self.where)
+        return Path(file) if file else None
+
+    def tensors(self, wanted: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The tensors whose name contains one of `wanted`, read from the files that hold them and from no other."""
+        index = self.path(_INDEX)
+        if index is None:
+            shards = [_WEIGHTS]
+        else:
+            shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = sorted({shard for name, shard in shard_of.items() if any(part in name for part in wanted)})
+        found = {}
+        for shard in shards:
+            file = self.path(shard)
+            if file is None:
+                raise UnsupportedModelError(f"{self.source} has no {shard}. Only safetensors checkpoints are read.")
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  # a safetensors file is no dict
+                    if any(part in name for part in wanted):
+                        found[name] = tensors.get_tensor(name)
+        return found
+
+
+def _family(architectures: list[str]) -> type[Adapter]:
+    families = [registry.get(name) for name in registry.names()]
+    for family in families:
+        if family.architectures & set(architectures):
+            return family
+    asked = architectures[0] if architectures else "A model whose config.json names no architecture"
+    if asked.startswith("LlavaLlama"):
+        raise UnsupportedModelError(_original_format("This checkpoint", None))
+    supported = (f"{family.name} ({', '.join(sorted(family.architectures))})" for family in families)
+    raise UnsupportedModelError(f"{asked} is not supported. Supported families: {'; '.join(supported)}.")
+
+
+def _original_format(name: str, twin: str | None) -> str:
+    advice = f"Its twin in transformers' format is {twin}" if twin else "Take its twin from huggingface.co/llava-hf"
+    return f"{name} is in the original LLaVA format, which transformers cannot read. {advice}."
+
+
+def _processor(files: _Files, *, trust_remote_code: bool = False) -> Any:
+    # The image backends differ by up to one step of 255, so results are comparable with one backend only.
+    return AutoProcessor.from_pretrained(
+        files.source, backend="pil", trust_remote_code=trust_remote_code, **files.where
+    )
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

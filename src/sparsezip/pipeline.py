@@ -1,0 +1,438 @@
+"""Pixels in, text out, with fewer visual tokens on the way. The page to read to see how the parts play together.
+
+    pixels -> tower, tapped (capture) -> method (compress) -> projector -> shorter prompt (splice) -> transformers
+
+    with compress(model, method) as trace:
+        model.generate(**inputs)          # unmodified transformers, here and in pipelines and plain model(**inputs)
+    trace.images[0].kept
+
+`Splice` is that line in code: it gets the arguments of one call and returns those the model goes on with. Tower and
+method run without gradients, the projector under the caller's gradient mode. One model serves one call at a time.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from . import methods
+from .errors import AlreadyCompressedError, UnsupportedCallError, UnsupportedModelError
+from .images import open_image
+from .methods.base import Method
+from .models import load as checkpoints
+from .models.base import Adapter
+from .models.load import Checkpoint, adapter_for
+from .plumbing.generate import Call, Interception, refuse_unsupported
+from .plumbing.placeholders import PER_TOKEN, images_per_row, shortening
+from .plumbing.tap import Tap
+from .plumbing.words import Template, question_words, text_after_images
+from .tensors import Captures, Compressed, Question
+
+Asked = str | Question | Sequence[str | Question | None] | None  # one for all images, or one per image
+
+
+# -- what a call leaves behind -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageTrace:
+    """What became of the patches of one image."""
+
+    kept: Tensor  # [kept] patch indices of the dominant tokens, raster order, CLS not counted
+    tokens: int  # visual tokens that reach the LLM
+    source: Tensor  # [patch] output token that holds the patch, -1: dropped
+    patches: int
+    grid: tuple[int, int]  # (rows, cols)
+
+    @property
+    def K(self) -> int:  # noqa: N802  # the paper's name
+        """Number of dominant tokens, CLS not counted."""
+        return len(self.kept)
+
+
+@dataclass
+class Trace:
+    """What happened in the last call under compression."""
+
+    images: list[ImageTrace] = field(default_factory=list)  # in reading order, over all rows of the batch
+    tokens_per_layer: list[float] = field(
+        default_factory=list
+    )  # visual tokens entering each LLM layer, mean over images
+    stages: dict[str, float] = field(default_factory=dict)  # ms of the whole batch: tower, question, compress, project
+
+    def clear(self) -> None:
+        """Forget the call before."""
+        self.images, self.tokens_per_layer, self.stages = [], [], {}
+
+
+# -- compression of a model in place -------------------------------------------------------------------------------
+
+
+@contextmanager
+def compress(
+    model: nn.Module, method: Method | str, *, processor: Any = None, question: Asked = None
+) -> Iterator[Trace]:
+    """Inside the block every call of `model` with images sends fewer visual tokens; the trace tells about the last one.
+
+    `model.generate` returns sequences that begin with the caller's own input_ids, so slicing and decoding work as ever.
+    A plain `model(**inputs)` returns logits for the tokens that were sent: fewer columns than input_ids has, the text
+    behind the image still at the end. Labels, token_type_ids and the attention mask are shortened alike; position_ids
+    are counted over what is sent.
+
+    A method that reads the question gets the question's own words, found in each prompt with the `processor`; without
+    one, all text behind the last image. `question` overrides both: text (needs the processor) or a Question, one for
+    all images or one per image.
+
+    On exit, also through an exception, the model is exactly as before. Raises UnsupportedModelError for a model or
+    method that does not fit, AlreadyCompressedError for a model under compression, and, from the calls,
+    UnsupportedCallError for arguments that do not go with fewer tokens.
+    """
+    trace = attach(model, method, processor=processor, question=question)
+    try:
+        yield trace
+    finally:
+        detach(model)
+
+
+def attach(model: nn.Module, method: Method | str, *, processor: Any = None, question: Asked = None) -> Trace:
+    """Compress every call of `model` until `detach`; arguments, trace and errors as for `compress`."""
+    model = _inner(model)
+    if Interception.of(model) is not None:
+        raise AlreadyCompressedError(
+            "This model is under compression already. Leave the block it was compressed in, or detach() it, first."
+        )
+    if isinstance(method, str):
+        method = methods.method(method)
+    adapter = adapter_for(model)
+    _check_offers(adapter, method, method.needs)
+    trace = Trace()
+    Interception(model, Splice(adapter, method, Reader(adapter, processor, question), trace))
+    return trace
+
+
+def detach(model: nn.Module) -> None:
+    """Leave `model` exactly as it was before `attach`. Raises UnsupportedCallError if it is not under compression."""
+    interception = Interception.of(_inner(model))
+    if interception is None:
+        raise UnsupportedCallError("This model is not under compression, so there is nothing to detach.")
+    interception.restore()
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return getattr(model, "_orig_mod", model)  # torch.compile's wrapper forwards generate to the module within
+
+
+def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> None:
+    lacking = needs - adapter.offers
+    if lacking:
+        works = [name for name in methods.registry.names() if methods.method(name).needs <= adapter.offers]
+        raise UnsupportedModelError(
+            f"{method.name} needs {', '.join(sorted(lacking))}, which {adapter.name} models do not offer. "
+            f"Methods that work here: {', '.join(works)}."
+        )
+
+
+class Splice:
+    """One call's arguments in, those the model goes on with out: features in place of pixels, a shorter prompt."""
+
+    def __init__(self, adapter: Adapter, method: Method, reader: "Reader", trace: Trace) -> None:
+        """`trace` is filled by every call."""
+        self.adapter, self.method, self.reader, self.trace = adapter, method, reader, trace
+
+    def __call__(self, call: Call) -> Call:
+        """The arguments to go on with. Raises UnsupportedCallError for what fewer tokens cannot serve."""
+        adapter, trace = self.adapter, self.trace
+        trace.clear()
+        refuse_unsupported(call, adapter.placeholder)
+        pixel_values = call.get("pixel_values")
+        if pixel_values is None:
+            return call
+        adapter.check_call(call)
+        ids, mask = call["input_ids"], call.get("attention_mask")
+        rows, cols = adapter.grid(pixel_values)
+        per_row = images_per_row(ids, adapter.placeholder, patches=rows * cols, images=len(pixel_values))
+
+        with torch.no_grad():
+            with _timed(trace, "tower"):
+                captures = capture(adapter, pixel_values, self.method.needs)
+            question = None
+            if "question" in self.method.needs:
+                with _timed(trace, "question"):
+                    question = self.reader(ids, mask, per_row)
+            with _timed(trace, "compress"):
+                compressed = self.method.compress(captures, question)
+        _check_counts(self.method, compressed, captures.patches)
+        with _timed(trace, "project"):
+            tokens = project(adapter, compressed.features)
+
+        call = {name: value for name, value in call.items() if name != "pixel_values"}
+        call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+        shorter = shortening(ids, mask, adapter.placeholder, patches=captures.patches, tokens=compressed.tokens)
+        if shorter is not None:
+            call |= {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
+            call["input_ids"] = shorter(ids, self._padding())
+            if mask is not None or not shorter.placed.all():
+                call["attention_mask"] = shorter(torch.ones_like(ids) if mask is None else mask, 0)
+        trace.images = _image_traces(captures, compressed)
+        entering = int(call["input_ids"].eq(adapter.placeholder).sum()) / len(trace.images)
+        trace.tokens_per_layer = [entering] * adapter.llm_layers
+        return call
+
+    def _padding(self) -> int:
+        # Masked, so any id would do for the model; logits processors see the ids and know the pad token.
+        config = self.adapter.model.generation_config
+        eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+        return next((token for token in (config.pad_token_id, eos) if token is not None), 0)
+
+
+# -- the stages ----------------------------------------------------------------------------------------------------
+
+
+def capture(adapter: Adapter, pixel_values: Tensor, needs: frozenset[str]) -> Captures:
+    """Run the tower once over [image, channel, height, width], listening to what `needs` names."""
+    with Tap(adapter.layer, adapter.attention, has_cls=adapter.has_cls, wanted=needs) as tap:
+        adapter.tower(pixel_values)
+    return Captures(
+        features=tap.features, cls_attention=tap.cls_attention, keys=tap.keys, grid=adapter.grid(pixel_values)
+    )
+
+
+def project(adapter: Adapter, features: list[Tensor]) -> list[Tensor]:
+    """One [token, dim] per image through the projector to one [token, width] per image."""
+    lengths = [len(tokens) for tokens in features]
+    if len(set(lengths)) == 1:  # in the shape the unmodified model uses: the same kernel, the same bits
+        return list(adapter.project(torch.stack(features)))
+    return list(adapter.project(torch.cat(features)).split(lengths))
+
+
+def _check_counts(method: Method, compressed: Compressed, patches: int) -> None:
+    for number, tokens in enumerate(compressed.tokens):
+        if not 1 <= tokens <= patches:
+            raise UnsupportedCallError(
+                f"{method.name} sends {tokens} tokens for image {number}, but its {patches} patches have a place for 1 "
+                f"to {patches} in the prompt. Choose settings that stay within that."
+            )
+
+
+def _image_traces(captures: Captures, compressed: Compressed) -> list[ImageTrace]:
+    return [
+        ImageTrace(kept=kept, tokens=tokens, source=source, patches=captures.patches, grid=captures.grid)
+        for kept, tokens, source in zip(compressed.kept, compressed.tokens, compressed.source, strict=True)
+    ]
+
+
+class Reader:
+    """Makes the Question of every image of a call."""
+
+    def __init__(self, adapter: Adapter, processor: Any, question: Asked) -> None:
+        """`question`: given by the user for all images or per image; None: read from the prompts."""
+        self.adapter, self.given = adapter, question
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.template = None if processor is None else Template.of(processor, adapter.prompt)
+        texts = [question] if isinstance(question, str | Question) else question or []
+        if processor is None and any(isinstance(text, str) for text in texts):
+            raise UnsupportedCallError("A question given as text has to be tokenised. Give processor= as well.")
+
+    def __call__(self, ids: Tensor, mask: Tensor | None, per_row: list[int]) -> list[Question | None]:
+        """One question per image, of prompts [row, token] that hold `per_row` images each."""
+        if self.given is None:
+            mask = torch.ones_like(ids) if mask is None else mask
+            read = [self._from_prompt(*row) if count else None for *row, count in zip(ids, mask, per_row, strict=True)]
+            return [question for question, count in zip(read, per_row, strict=True) for _ in range(count)]
+        if isinstance(self.given, str | Question):
+            return [self._from_user(self.given)] * sum(per_row)
+        return [self._from_user(question) for question in self.given]
+
+    def _from_prompt(self, row: Tensor, mask: Tensor) -> Question:
+        placeholder = self.adapter.placeholder
+        if self.template is None:
+            words = text_after_images(row, mask, placeholder)
+        else:
+            words = question_words(row, mask, placeholder, self.tokenizer, self.template)
+        return self._of(words)
+
+    def _from_user(self, question: str | Question | None) -> Question | None:
+        if not isinstance(question, str):
+            return question
+        return self._of(torch.tensor(self.tokenizer(question, add_special_tokens=False)["input_ids"], dtype=torch.long))
+
+    def _of(self, words: Tensor) -> Question:
+        if not len(words):
+            raise UnsupportedCallError(
+                "The method reads the question, but there are no words in it. Ask something, or give question=."
+            )
+        return self.adapter.question(words)
+
+
+@contextmanager
+def _timed(trace: Trace, stage: str) -> Iterator[None]:
+    start = _now()
+    yield
+    trace.stages[stage] = _now() - start
+
+
+def _now() -> float:
+    """Milliseconds, once the GPU has caught up."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() * 1000
+
+
+# -- a model that answers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and what it cost."""
+
+    text: str
+    maps: ImageTrace  # where the patches went
+    tokens: int  # visual tokens that entered the LLM
+    tokens_before: int  # patches the tower made of the image
+    tokens_per_layer: list[float]
+    timing: dict[str, float]  # ms by stage, this answer's share of its batch
+
+
+class VLM(Checkpoint):
+    """A checkpoint with its processor, ready to be asked."""
+
+    def ask(
+        self,
+        image: Image.Image | str | Path,
+        question: str,
+        method: Method | str = "keep_all",
+        max_new_tokens: int = 16,
+        **generation: Any,
+    ) -> Answer:
+        """The answer to one question about one image. Arguments and errors as for `answer`."""
+        return self.answer([image], [question], method, max_new_tokens, **generation)[0]
+
+    def answer(
+        self,
+        images: Sequence[Image.Image | str | Path],
+        questions: Sequence[str],
+        method: Method | str = "keep_all",
+        max_new_tokens: int = 16,
+        **generation: Any,
+    ) -> list[Answer]:
+        """One answer per pair of image and question, decoded greedily in one batch.
+
+        `generation` goes to transformers' generate (do_sample=True, num_beams=4, ...). The timing's stages: prepare
+        (image and text processing), tower, question, compress, project, prefill (the rest up to the first token),
+        decode; "ttft" is the time to the first token and "total" everything.
+
+        Raises ImageError for an image that cannot be read, and what `compress` raises.
+        """
+        start = _now()
+        inputs = self._prepare([_opened(image) for image in images], questions)
+        prepared = _now()
+        first = _FirstToken()
+        settings = {"do_sample": False, "num_beams": 1, "pad_token_id": self._pad_token} | generation
+        with compress(self.model, method, processor=self.processor) as trace:
+            sequences = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, stopping_criteria=StoppingCriteriaList([first]), **settings
+            )
+        end = _now()
+        texts = self.processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ends = {"prepare": prepared - start, **trace.stages}
+        ends |= {"prefill": first.moment - start - sum(ends.values()), "decode": end - first.moment}
+        ends |= {"ttft": first.moment - start, "total": end - start}
+        timing = {stage: took / len(texts) for stage, took in ends.items()}
+        return [
+            Answer(
+                text=text.strip(),
+                maps=_on_cpu(image),
+                tokens=image.tokens,
+                tokens_before=image.patches,
+                tokens_per_layer=[float(image.tokens)] * len(trace.tokens_per_layer),
+                timing=dict(timing),
+            )
+            for text, image in zip(texts, trace.images, strict=True)
+        ]
+
+    def _prepare(self, images: list[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
+        prompts = [self.prompt(question) for question in questions]
+        inputs = self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        return inputs.to(self.model.device, self.model.dtype)
+
+    @property
+    def _pad_token(self) -> int:
+        tokenizer = self.processor.tokenizer
+        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def load(name_or_path: str | Path, **options: Any) -> VLM:
+    """Open "testbed", a folder or a Hub id (device=, dtype=, ...) as a model that answers; see models/load.py."""
+    return VLM(**vars(checkpoints.load(name_or_path, **options)))
+
+
+def compress_images(
+    checkpoint: Checkpoint,
+    images: Sequence[Image.Image | str | Path],
+    method: Method | str,
+    question: str | Sequence[str] | None = None,
+) -> Trace:
+    """What `method` does to `images`: tower and method alone, without the language model.
+
+    `checkpoint`: a VLM, or what `load_tower` reads (with question=True where a question is asked). `question`: one for
+    all images or one per image; read by the methods that take words into account.
+
+    Raises ImageError, UnsupportedModelError as `compress` does, UnsupportedCallError for a question to a checkpoint
+    that was opened without the weights for it.
+    """
+    if isinstance(method, str):
+        method = methods.method(method)
+    adapter, trace = checkpoint.adapter, Trace()
+    _check_offers(adapter, method, method.needs - {"question"})
+    pixel_values = checkpoint.pixels([_opened(image) for image in images])
+    with torch.no_grad():
+        with _timed(trace, "tower"):
+            captures = capture(adapter, pixel_values, method.needs)
+        asked = None
+        if question is not None and "question" in method.needs:
+            if "question" not in adapter.offers:
+                raise UnsupportedCallError(
+                    "This tower was opened without what a question needs. Open it with question=True."
+                )
+            with _timed(trace, "question"):
+                asked = _asked(checkpoint, [question] * len(images) if isinstance(question, str) else question)
+        with _timed(trace, "compress"):
+            compressed = method.compress(captures, asked)
+    trace.images = _image_traces(captures, compressed)
+    return trace
+
+
+def _asked(checkpoint: Checkpoint, questions: Sequence[str]) -> list[Question | None]:
+    """The questions' own words as they stand in the prompts."""
+    reader = Reader(checkpoint.adapter, checkpoint.processor, None)
+    prompts = [checkpoint.processor.tokenizer(checkpoint.prompt(question)) for question in questions]
+    return [reader(torch.tensor([prompt["input_ids"]]), None, [1])[0] for prompt in prompts]
+
+
+def _opened(image: Image.Image | str | Path) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
+
+
+def _on_cpu(image: ImageTrace) -> ImageTrace:
+    return replace(image, kept=image.kept.cpu(), source=image.source.cpu())
+
+
+class _FirstToken(StoppingCriteria):
+    """Stops nothing; notes when the first token was there."""
+
+    def __init__(self) -> None:
+        self.moment: float | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self.moment is None:
+            self.moment = _now()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

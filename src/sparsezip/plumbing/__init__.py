@@ -1,0 +1,1 @@
+"""All the work on transformers' internals, done once: listening to a tower layer, rewriting calls, finding words."""

@@ -1,0 +1,186 @@
+"""Intercept `generate` and plain calls of ONE model instance, rewrite their arguments, give the caller's prompt back.
+
+`generate` is covered by an instance attribute, `model(...)` by a forward pre-hook; the class and every other instance
+stay as they are, and `restore` removes both. Both hand their arguments, by name, to one function `splice`, which
+returns the arguments for the untouched transformers code: image features (`mm_encoder_outputs`) in place of pixels, and
+a prompt with fewer placeholders.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers.generation.streamers import BaseStreamer
+
+from ..errors import UnsupportedCallError
+
+Call = dict[str, Any]  # the arguments of one call, by name
+
+# Arguments that place tokens by the caller's own count, which the shorter prompt does not follow.
+_PLACING = ("position_ids", "cache_position")
+
+
+class Interception:
+    """What stands between the callers of one model and its code, until `restore`."""
+
+    def __init__(self, model: nn.Module, splice: Callable[[Call], Call]) -> None:
+        """`splice` gets the arguments of every outer call, with or without images, and returns those to go on with."""
+        self.model, self.splice = model, splice
+        self._generating = False  # generate's own forward calls are not spliced again
+        self._previous = vars(model).get("generate")
+        self._hook = model.register_forward_pre_hook(self._forward, with_kwargs=True)
+        original = model.generate
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            return self._generate(original, *args, **kwargs)
+
+        # The mark on the function is how a second attach finds the first: no global table keeps the model alive.
+        generate.interception = self
+        model.generate = generate
+
+    @staticmethod
+    def of(model: nn.Module) -> "Interception | None":
+        """The interception that `model` is under, if any."""
+        return getattr(vars(model).get("generate"), "interception", None)
+
+    def restore(self) -> None:
+        """Leave the model exactly as it was."""
+        self._hook.remove()
+        if self._previous is None:
+            vars(self.model).pop("generate", None)
+        else:
+            self.model.generate = self._previous
+
+    def _forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call] | None:
+        if self._generating:
+            return None
+        return (), self.splice(by_name(model.forward, args, kwargs))
+
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = by_name(original, args, kwargs)
+        if call.get("inputs") is not None and call.get("input_ids") is None:
+            call["input_ids"] = call.pop("inputs")
+        prompt = call.get("input_ids")
+        with torch.no_grad():
+            if call.get("pixel_values") is not None and prompt is not None and call.get("attention_mask") is None:
+                call["attention_mask"] = self._inferred_mask(call)
+            spliced = self.splice(call)
+        cut = 0 if prompt is None else prompt.shape[1] - spliced["input_ids"].shape[1]
+        if cut:
+            self._shorten_lengths(spliced, cut)
+            if spliced.get("streamer") is not None:
+                spliced["streamer"] = _FirstPut(spliced["streamer"], prompt)
+        self._generating = True
+        try:
+            output = original(**spliced)
+        finally:
+            self._generating = False
+        return with_prompt(output, prompt, prompt.shape[1] - cut) if cut else output
+
+    def _inferred_mask(self, call: Call) -> Int[Tensor, "row token"]:
+        # The rule of generate itself: pad tokens are padding unless the pad token also ends a sequence.
+        pad, eos = self._setting(call, "pad_token_id"), self._setting(call, "eos_token_id")
+        ids = call["input_ids"]
+        ends = eos if isinstance(eos, list | tuple) else [eos]
+        return torch.ones_like(ids) if pad is None or pad in ends else ids.ne(pad).to(ids.dtype)
+
+    def _setting(self, call: Call, name: str) -> Any:
+        sources = (call.get("generation_config"), self.model.generation_config)
+        values = [call.get(name), *(getattr(source, name, None) for source in sources)]
+        return next((value for value in values if value is not None), None)
+
+    def _shorten_lengths(self, call: Call, cut: int) -> None:
+        # max_length and min_length count the prompt. Where a generation_config was given the change goes into a copy
+        # of it: transformers deprecates giving both that and single settings.
+        target = copy.deepcopy(call.get("generation_config"))
+        for name in ("max_length", "min_length"):
+            length = self._setting(call, name)
+            if not length:
+                continue
+            if target is None or call.get(name) is not None:
+                call[name] = max(length - cut, 0)
+            else:
+                setattr(target, name, max(length - cut, 0))
+        if target is not None:
+            call["generation_config"] = target
+
+
+def by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Call:
+    """All arguments of a call by their names, so that positional ones are seen as well."""
+    signature = inspect.signature(function)
+    arguments = signature.bind_partial(*args, **kwargs).arguments
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    return arguments | arguments.pop(rest, {})
+
+
+def with_prompt(output: Any, prompt: Int[Tensor, "row token"], width: int) -> Any:
+    """What `generate` returned, its first `width` ids of every sequence replaced by the caller's own prompt."""
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    prompts = prompt.repeat_interleave(len(sequences) // len(prompt), 0).to(sequences)
+    sequences = torch.cat([prompts, sequences[:, width:]], 1)
+    if isinstance(output, Tensor):
+        return sequences
+    output.sequences = sequences
+    return output
+
+
+def refuse_unsupported(call: Call, placeholder: int) -> None:
+    """Raise UnsupportedCallError for a call whose arguments do not fit a prompt with fewer placeholders."""
+    cached = _cached(call.get("past_key_values"))
+    ids, mask = call.get("input_ids"), call.get("attention_mask")
+    if cached and mask is not None and ids is not None and mask.shape[-1] > cached + ids.shape[1]:
+        raise UnsupportedCallError(
+            f"The attention mask covers {mask.shape[-1]} tokens, but the cache holds {cached} and {ids.shape[1]} are "
+            "new: visual tokens were left out of the cache. Leave the mask out, or let generate() do the decoding."
+        )
+    if call.get("mm_encoder_outputs") is not None:
+        raise UnsupportedCallError(
+            "mm_encoder_outputs holds image features made elsewhere, so nothing of them can be compressed. Give "
+            "pixel_values."
+        )
+    placeholders = ids is not None and bool(ids.eq(placeholder).any())
+    if cached and (placeholders or call.get("pixel_values") is not None):
+        raise UnsupportedCallError(
+            f"The prompt shows images, but past_key_values already holds {cached} tokens: compressed images are "
+            "shorter in the cache than in input_ids. Start such a turn without past_key_values."
+        )
+    if call.get("pixel_values") is None:
+        return
+    if call.get("inputs_embeds") is not None or ids is None:
+        raise UnsupportedCallError(
+            "Images came with inputs_embeds instead of input_ids, so the placeholders cannot be found. Give input_ids."
+        )
+    if mask is not None and mask.shape != ids.shape:
+        raise UnsupportedCallError(
+            f"The attention mask has shape {tuple(mask.shape)}, the prompt {tuple(ids.shape)}. Give one value a token."
+        )
+    for name in _PLACING:
+        if call.get(name) is not None:
+            raise UnsupportedCallError(
+                f"{name} was given, but it counts visual tokens that are not sent. Leave it out: positions are counted "
+                "over the tokens that are sent."
+            )
+
+
+def _cached(past_key_values: Any) -> int:
+    return int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+
+
+class _FirstPut(BaseStreamer):
+    """A streamer is first given the prompt: give it the caller's own."""
+
+    def __init__(self, streamer: Any, prompt: Int[Tensor, "row token"]) -> None:
+        self.streamer, self.prompt = streamer, prompt
+
+    def put(self, value: Tensor) -> None:
+        value, self.prompt = (value if self.prompt is None else self.prompt.cpu()), None
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()

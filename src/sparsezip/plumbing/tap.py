@@ -1,0 +1,106 @@
+"""Listen to ONE attention layer of a vision tower while the whole tower runs on SDPA or FlashAttention.
+
+transformers looks its attention function up by name in `config._attn_implementation`, at every call. The tap gives one
+layer a copy of its config under another name; the function behind that name notes what is wanted of the queries and
+keys, then calls the function the layer would have used. No other layer, no class and no weight is touched, and no
+[head, row, row] attention matrix is ever made.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+_NAME = "sparsezip_tap"
+_CHUNK = 64  # queries whose attention is held at a time where every query is needed
+
+
+def cls_row(
+    query: Float[Tensor, "image head row head_dim"], key: Float[Tensor, "image head row head_dim"], scale: float
+) -> Float[Tensor, "image head patch"]:
+    """The attention probabilities of the first row (CLS) over all others, in float32."""
+    logits = query[:, :, :1].float() @ key.float().mT
+    return (logits * scale).softmax(-1)[:, :, 0, 1:]
+
+
+def received(
+    query: Float[Tensor, "image head patch head_dim"], key: Float[Tensor, "image head patch head_dim"], scale: float
+) -> Float[Tensor, "image head patch"]:
+    """The attention each patch receives, averaged over all queries, in float32 and a few queries at a time."""
+    key = key.float().mT
+    total = query.new_zeros(query.shape[:3], dtype=torch.float32)
+    for queries in query.split(_CHUNK, dim=2):
+        total += ((queries.float() @ key) * scale).softmax(-1).sum(2)
+    return total / query.shape[2]
+
+
+class Tap:
+    """While entered, notes what the `wanted` captures need of one tower layer; restores the layer on exit.
+
+    `features` is the layer's output. With "cls_attention" in `wanted`, `cls_attention` is the CLS row per head, or the
+    mean attention received where the tower has no CLS; with "keys", `keys` are the layer's keys averaged over heads.
+    """
+
+    def __init__(self, layer: nn.Module, attention: nn.Module, *, has_cls: bool, wanted: frozenset[str]) -> None:
+        """`attention` is the attention module inside `layer`."""
+        self.layer, self.attention, self.has_cls, self.wanted = layer, attention, has_cls, wanted
+        self.features: Float[Tensor, "image row dim"] | None = None
+        self.cls_attention: Float[Tensor, "image head patch"] | None = None
+        self.keys: Float[Tensor, "image row key"] | None = None
+
+    def __enter__(self) -> Self:
+        self._hook = self.layer.register_forward_hook(self._note_output)
+        self._config = self.attention.config
+        if self.wanted & {"cls_attention", "keys"}:
+            _taps[self.attention] = self
+            self.attention.config = copy.copy(self._config)
+            self.attention.config._attn_implementation = _NAME
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.attention.config = self._config
+        _taps.pop(self.attention, None)
+        self._hook.remove()
+
+    def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self.features = output[0] if isinstance(output, tuple) else output
+
+    def _listen(
+        self,
+        query: Float[Tensor, "image head row head_dim"],
+        key: Float[Tensor, "image head row head_dim"],
+        scale: float | None,
+    ) -> None:
+        if "cls_attention" in self.wanted:
+            attention = cls_row if self.has_cls else received
+            self.cls_attention = attention(query, key, query.shape[-1] ** -0.5 if scale is None else scale)
+        if "keys" in self.wanted:
+            self.keys = key.float().mean(1)
+
+    def _usual(self) -> Callable[..., Any]:
+        # Every model file of transformers holds its own eager function; the others are looked up by name.
+        eager = getattr(sys.modules[type(self.attention).__module__], "eager_attention_forward", None)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, eager)
+
+
+_taps: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> Any:
+    tap = _taps[module]
+    tap._listen(query, key, settings.get("scaling"))
+    return tap._usual()(module, query, key, value, attention_mask, **settings)
+
+
+AttentionInterface.register(_NAME, _attend)
