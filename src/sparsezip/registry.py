@@ -59,7 +59,8 @@ class Registry:
 
     def _files(self) -> set[str]:
         path = importlib.import_module(self.package).__path__
-        return {m.name for m in pkgutil.iter_modules(path) if m.name not in ("base", "load") and not m.name.startswith("_")}
+        names = (module.name for module in pkgutil.iter_modules(path))
+        return {name for name in names if name not in ("base", "load") and not name.startswith("_")}
 
     def _plugins(self) -> dict[str, Any]:
         return {point.name: point for point in entry_points(group=self.package)}
