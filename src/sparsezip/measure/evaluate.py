@@ -5,7 +5,7 @@
     table.show(results, console)              # sparsezip.measure.report.table
     sys.exit(1 if results["failed"] else 0)   # a broken image is a counted failure: the run completes
 
-On disk, in `out`: plan.json, run.json, answers.jsonl while it runs (see store.py), at the end results.json and table.md.
+On disk, in `out`: plan.json, run.json, answers.jsonl while it runs (see store.py), then results.json and table.md.
 The same call on the same folder resumes a run that was killed, wherever that was, and ends with the same answers.
 
 How it is measured
@@ -90,7 +90,7 @@ def evaluate(
 
     model: a loaded model, or a name for `sparsezip.load` (`loading`: device, dtype, ...), opened after the data.
     benchmarks, methods: by name or as objects. A method that comes twice is labelled by its settings.
-    data: the folder of the benchmark, or one that holds the benchmarks' folders. images: where the images lie elsewhere.
+    data: the folder of the benchmark, or one that holds the benchmarks' folders. images: their folder elsewhere.
     only: groups by benchmark, such as {"pope": ["random"]}. limit: questions per benchmark, spread over its groups.
     prompt: how questions are asked, a name in benchmarks.base.PROMPTS; None: "bare" for "testbed", else "llava".
     max_new_tokens: None: the benchmark's own. batch_size: questions answered together.

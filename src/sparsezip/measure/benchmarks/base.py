@@ -1,7 +1,8 @@
 """What a benchmark must offer. To add one, add a file to this folder: its name is the CLI name.
 
-A file opens with a raw example as it lies on disk, the source, the licence and the official scorer. Its class reads the
-original layout (`read`) and turns rows into scores (`measures`); everything else follows from the folder.
+A file opens with the source, the licence, the official scorer and a raw example as it lies on disk, which is also what
+its tests are made of. Its class reads that layout (`read`) and turns rows into scores (`measures`); everything else
+follows from the folder.
 """
 
 import json
@@ -38,6 +39,7 @@ class Benchmark(ABC):
 
     name: ClassVar[str]  # the file's name
     title: ClassVar[str]  # as the literature writes it
+    example: ClassVar[Mapping[str, str | None]]  # a smallest data set: the text of each file, None: an image
     group_noun: ClassVar[str]  # what its groups are: "split", "subtask", "type"
     columns: ClassVar[
         Mapping[str, str]

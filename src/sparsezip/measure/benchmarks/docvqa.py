@@ -1,9 +1,5 @@
 """DocVQA: questions on scanned documents, answered with a span of their text. Validation: 5,349 questions, 1,286 pages.
 
-    val_v1.0_withQT.json (or val_v1.0.json), one object whose "data" holds the questions:
-    {"questionId": 49153, "question": "What is the ‘actual’ value per 1000, during the year 1975?", "image":
-     "documents/pybv0228_81.png", "docId": 14465, "answers": ["0.28"], "data_split": "val"}
-
 Source: https://rrc.cvc.uab.es/?ch=17 (Mathew et al., WACV 2021), task 1, after registration.
 Licence: research only; documents of the UCSF Industry Documents Library.
 Official scorer: the challenge server (ANLS, threshold .5); checked here against lmms-eval and VLMEvalKit.
@@ -20,6 +16,13 @@ from ..metrics.interval import Estimate, mean
 from ..records import Row
 from .base import Benchmark, Entry, chosen, first_existing, objects, read_text, text_of
 
+EXAMPLE = {
+    "val_v1.0_withQT.json": """{"dataset_name": "SP-DocVQA", "dataset_split": "val", "dataset_version": "1.0", "data": [
+        {"questionId": 49153, "question": "What is the 'actual' value per 1000, during the year 1975?",
+         "question_types": ["figure/diagram"], "image": "documents/pybv0228_81.png", "docId": 14465,
+         "ucsf_document_id": "pybv0228", "ucsf_document_page_no": "81", "answers": ["0.28"], "data_split": "val"}]}""",
+    "documents/pybv0228_81.png": None,
+}
 FILES = ("val_v1.0_withQT.json", "val_v1.0.json")
 
 
@@ -28,6 +31,7 @@ class DocVqa(Benchmark):
 
     name = "docvqa"
     title = "DocVQA"
+    example: ClassVar = EXAMPLE
     group_noun = "split"
     columns: ClassVar = {"anls": "ANLS %", "exact_match": "EM %"}
     headline = "anls"

@@ -1,10 +1,5 @@
 """MME: two yes/no questions on each of 1,187 images in 14 subtasks; one of the two is a yes.
 
-    existence/000000006040.jpg
-    existence/000000006040.txt, a question, a tab and its answer a line:
-    Is there a surfboard in this image? Please answer yes or no.	Yes
-    Is there a sofa in this image? Please answer yes or no.	No
-
 Source: https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation (Fu et al.
 2023), on request; subtasks keep image and text side by side or in the folders images/ and questions_answers_YN/.
 Licence: research only, images under their owners' terms.
@@ -22,6 +17,18 @@ from ..metrics.interval import Estimate, mean, ratio
 from ..records import Row
 from .base import Benchmark, Entry, chosen, first_existing, read_text
 
+EXAMPLE = {
+    "existence/000000006040.txt": (
+        "Is there a surfboard in this image? Please answer yes or no.\tYes\n"
+        "Is there a sofa in this image? Please answer yes or no.\tNo\n"
+    ),
+    "existence/000000006040.jpg": None,
+    "artwork/questions_answers_YN/12894.txt": (
+        "Does this artwork exist in the form of painting? Please answer yes or no.\tYes\n"
+        "Does this artwork exist in the form of sculpture? Please answer yes or no.\tNo\n"
+    ),
+    "artwork/images/12894.jpg": None,
+}
 SUBTASKS = (*mme.PERCEPTION, *mme.COGNITION)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -31,6 +38,7 @@ class Mme(Benchmark):
 
     name = "mme"
     title = "MME"
+    example: ClassVar = EXAMPLE
     group_noun = "subtask"
     columns: ClassVar = {
         "accuracy": "acc %",

@@ -1,9 +1,5 @@
 """POPE: does a model see objects that are not there? 3,000 yes/no questions in each of 3 splits, on 500 COCO images.
 
-    coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json, one JSON object a line:
-    {"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?",
-     "label": "yes"}
-
 Source: https://github.com/RUCAIBox/POPE (Li et al., EMNLP 2023), folder output/coco; images: COCO val2014.
 Licence: MIT (annotations); COCO images under the terms of Flickr.
 Official scorer: evaluate.py of that repository, the metric yes_no's "pope_official". The splits differ in how the
@@ -20,6 +16,15 @@ from ..metrics.interval import Estimate, mean, ratio
 from ..records import Row
 from .base import Benchmark, Entry, chosen, first_existing, json_lines, text_of
 
+EXAMPLE = {
+    f"coco_pope_{split}.json": (
+        '{"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?", '
+        '"label": "yes"}\n'
+        '{"question_id": 2, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a backpack in the image?", '
+        '"label": "no"}\n'
+    )
+    for split in ("random", "popular", "adversarial")
+} | {"images/COCO_val2014_000000310196.jpg": None}
 SPLITS = ("random", "popular", "adversarial")
 
 
@@ -28,6 +33,7 @@ class Pope(Benchmark):
 
     name = "pope"
     title = "POPE"
+    example: ClassVar = EXAMPLE
     group_noun = "split"
     columns: ClassVar = {
         "accuracy": "acc %",

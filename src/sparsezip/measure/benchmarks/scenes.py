@@ -1,8 +1,5 @@
 """Scenes: open one-word questions by type (colour, shape, ...) on drawn scenes, which yes/no questions do not cover.
 
-    scenes.jsonl, one JSON object a line, images in images/:
-    {"question_id": 7, "image": "000003.png", "question": "what color is the star?", "answer": "red", "type": "color"}
-
 Source: drawn by this package, `sparsezip testbed data OUT --seed S --scenes N`.
 Licence: Apache-2.0, as this package.
 Official scorer: exact match, here.
@@ -18,12 +15,23 @@ from ..metrics.interval import Estimate, mean
 from ..records import Row
 from .base import Benchmark, Entry, chosen, first_existing, json_lines, text_of
 
+EXAMPLE = {
+    "scenes.jsonl": (
+        '{"question_id": 1, "image": "000000.png", "question": "what color is the star?", "answer": "red", '
+        '"type": "color"}\n'
+        '{"question_id": 2, "image": "000000.png", "question": "what shape is the red thing?", "answer": "star", '
+        '"type": "shape"}\n'
+    ),
+    "images/000000.png": None,
+}
+
 
 class Scenes(Benchmark):
     """What is in a drawn scene, asked with open questions."""
 
     name = "scenes"
     title = "scenes"
+    example: ClassVar = EXAMPLE
     group_noun = "type"
     columns: ClassVar = {"exact_match": "EM %"}
     headline = "exact_match"
