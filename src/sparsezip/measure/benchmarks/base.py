@@ -83,9 +83,7 @@ class Benchmark(ABC):
             )
         roots = [root for root in (data, data / self.name) if root.is_dir()] or [data]
         entries = self.read(roots, only)
-        if not entries:
-            raise DataError(f"{self.title}: the annotation files in {data} hold no question.")
-        folders = [images] if images else [root / folder for root in roots for folder in self.image_folders]
+        folders = [root / folder for root in ([images] if images else roots) for folder in self.image_folders]
         found = self._found([entry.image for entry in entries], folders)
         samples = [
             Sample(
@@ -170,12 +168,14 @@ def read_text(path: Path) -> str:
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each object of a JSON-lines file after its place, "FILE, row 3", for messages. Raises DataError."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                yield from objects([json.loads(line)], path, number)
-            except ValueError as error:
-                raise DataError(f"{path}, row {number} is not JSON ({error}).") from None
+    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path} holds no question.")
+    for number, line in lines:
+        try:
+            yield from objects([json.loads(line)], path, number)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, row {number} is not JSON ({error}).") from None
 
 
 def objects(values: Iterable[Any], path: Path, first: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -46,8 +46,10 @@ class DocVqa(Benchmark):
         )
         try:
             rows = json.loads(read_text(path))["data"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f'{path} is not a JSON object with "data" ({error!r}).') from None
+        except (ValueError, TypeError, KeyError):
+            rows = None
+        if not isinstance(rows, list) or not rows:
+            raise DataError(f'{path} is not a JSON object whose "data" lists questions.')
         entries = []
         for place, row in objects(rows, path):
             answers = row.get("answers")

@@ -1,0 +1,318 @@
+"""The laws of every benchmark, run on the example its file holds, and what the four of this package read and refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sparsezip.errors import DataError, UnknownNameError
+from sparsezip.measure.benchmarks import benchmark, registry
+from sparsezip.measure.benchmarks.base import PROMPTS, spread
+from sparsezip.measure.metrics import mme as mme_metric
+from sparsezip.measure.metrics import yes_no
+from sparsezip.measure.records import Row, Sample
+
+EVERY = [benchmark(name) for name in registry.names()]
+SNAPSHOT = Path(__file__).parent / "snapshots" / "prompts.json"
+
+
+def example(made, folder):
+    """The smallest data set of a benchmark, on disk."""
+    for name, text in made.example.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            Image.new("RGB", (8, 8), "red").save(path)
+        else:
+            path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def answered(made, samples, answer):
+    """Rows of a model that says `answer(sample)`."""
+    return [Row.of(sample, benchmark=made.name, method="m", batch=0, answer=answer(sample)) for sample in samples]
+
+
+@pytest.fixture(params=EVERY, ids=lambda made: made.name)
+def law(request, tmp_path):
+    made = request.param
+    return made, example(made, tmp_path / "data")
+
+
+# -- laws, for every file of the folder ----------------------------------------------------------------------------
+
+
+def test_samples_are_complete_and_distinct(law):
+    made, data = law
+    samples = made.samples(data)
+    assert len({sample.id for sample in samples}) == len(samples) > 0
+    for sample in samples:
+        assert sample.image.is_file()
+        assert sample.image_id
+        assert sample.references
+        assert sample.group
+        assert "\t" not in sample.question
+
+
+def test_a_folder_of_benchmark_folders_will_do(law, tmp_path):
+    made, data = law
+    data.rename(tmp_path / made.name)
+    assert made.samples(tmp_path)
+
+
+def test_perfect_answers_score_top(law):
+    made, data = law
+    scores = made.measures(answered(made, made.samples(data), lambda sample: sample.references[0]))
+    assert scores[made.headline].value == 1.0
+    assert set(made.columns) <= set(scores)
+    assert made.headline in made.columns
+
+
+def test_empty_answers_score_the_floor(law):
+    made, data = law
+    samples = made.samples(data)
+    constants = {"", "nonsense", *(reference for sample in samples for reference in sample.references)}
+    scores = {said: made.score(answered(made, samples, lambda _, said=said: said))[made.headline] for said in constants}
+    assert scores[""] == min(scores.values()) <= 0.5
+
+
+def test_no_rows_score_nothing(law):
+    made, _ = law
+    assert set(made.score([]).values()) == {None}
+
+
+def test_prompts_are_the_recorded_ones(law):
+    made, data = law
+    asked = {prompt: made.samples(data, prompt=prompt)[0].question for prompt in PROMPTS}
+    recorded = json.loads(SNAPSHOT.read_text("utf-8"))
+    assert asked == recorded.get(made.name), f"if this is meant, put it into {SNAPSHOT}: {json.dumps(asked)}"
+
+
+def test_groups_can_be_chosen(law):
+    made, data = law
+    samples = made.samples(data)
+    group = samples[-1].group
+    assert made.samples(data, only=[group]) == [sample for sample in samples if sample.group == group]
+    with pytest.raises(UnknownNameError, match=f'no .*"{group[:-1]}x".*Did you mean "{group}"'):
+        made.samples(data, only=[f"{group[:-1]}x"])
+
+
+def test_an_unknown_prompt_is_refused(law):
+    made, data = law
+    with pytest.raises(UnknownNameError, match='Did you mean "llava"'):
+        made.samples(data, prompt="lava")
+
+
+def test_missing_images_are_one_error(law, tmp_path):
+    made, data = law
+    images = [path for path in data.rglob("*") if path.suffix in (".png", ".jpg")]
+    elsewhere = tmp_path / "elsewhere"
+    for path in images:
+        (elsewhere / path.relative_to(data)).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(elsewhere / path.relative_to(data))
+    count = len({sample.image for sample in made.samples(data, images=elsewhere)})
+    with pytest.raises(DataError, match=rf"{count} of {count} images are missing, such as .*{data}.*--images DIR"):
+        made.samples(data)
+
+
+def test_missing_files_are_named(law, tmp_path):
+    made, _ = law
+    with pytest.raises(DataError, match=str(tmp_path / "nowhere")):
+        made.samples(tmp_path / "nowhere")
+
+
+def changed_rows(made):
+    """Each annotation file of the example with one row spoilt, and the number of that row."""
+    for name, text in made.example.items():
+        if text is None:
+            continue
+        if name.endswith(".txt"):
+            lines = text.splitlines()
+            for number, line in enumerate(lines, 1):
+                for spoilt in (line.split("\t")[0], "\t" + line.split("\t")[1], line + "?"):
+                    yield name, number, "\n".join([*lines[: number - 1], spoilt, *lines[number:]])
+            continue
+        whole = None if name.endswith(".jsonl") or "\n{" in text else json.loads(text)
+        rows = whole["data"] if whole else [json.loads(line) for line in text.splitlines()]
+        for number, row in enumerate(rows, 1):
+            for key in row:
+                for spoilt in ({k: v for k, v in row.items() if k != key}, {**row, key: None}, {**row, key: ""}):
+                    new = [*rows[: number - 1], spoilt, *rows[number:]]
+                    yield name, number, json.dumps({**whole, "data": new}) if whole else "\n".join(map(json.dumps, new))
+
+
+def test_incomplete_rows_are_refused_with_file_and_number(law):
+    """A row without what it needs is refused by its number; without what nobody reads, it changes nothing."""
+    made, data = law
+    sound = [(s.image, s.question, s.references, s.group) for s in made.samples(data)]
+    refused = set()
+    for name, number, text in changed_rows(made):
+        (data / name).write_text(text, encoding="utf-8")
+        try:
+            assert [(s.image, s.question, s.references, s.group) for s in made.samples(data)] == sound
+        except DataError as error:
+            refused.add(str(error))
+            if f"{data / name}, row {number} " not in str(error):
+                raise
+        (data / name).write_text(made.example[name], encoding="utf-8")
+    assert len(refused) >= 3  # image, question and reference, at the least
+
+
+def test_garbage_is_refused(law):
+    made, data = law
+    for name, text in made.example.items():
+        if text is None:
+            continue
+        for garbage in (b"[1, 2", b"\xff\xfe\x00", b"", b"[]", b"null", b'{"data": [7]}', b'{"data": 7}'):
+            (data / name).write_bytes(garbage)
+            with pytest.raises(DataError, match=str(data / name)):
+                made.samples(data)
+        (data / name).write_text(text, encoding="utf-8")
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+def numbered(*groups):
+    return [
+        Sample(id=f"{group}{number}", image=Path(), image_id="", question="", references=[], group=group)
+        for group, count in groups
+        for number in range(count)
+    ]
+
+
+def ids(samples):
+    return [sample.id for sample in samples]
+
+
+def test_a_limit_is_spread_over_the_groups():
+    samples = numbered(("a", 5), ("b", 1), ("c", 5))
+    assert ids(spread(samples, 7)) == ["a0", "a1", "a2", "b0", "c0", "c1", "c2"]
+    assert ids(spread(samples, 2)) == ["a0", "b0"]
+    assert ids(spread(samples, None)) == ids(spread(samples, 99)) == ids(samples)
+
+
+def test_a_limit_never_parts_a_pair():
+    samples = numbered(("a", 4), ("b", 4))
+    assert ids(spread(samples, 5, together=2)) == ["a0", "a1", "b0", "b1"]
+    assert ids(spread(samples, 1, together=2)) == ["a0", "a1"]
+
+
+# -- the benchmarks of this package --------------------------------------------------------------------------------
+
+
+def pope_file(folder, split, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"coco_pope_{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def pope_rows(count):
+    return [
+        {"question_id": n, "image": f"COCO_val2014_{n // 6:012d}.jpg", "text": f"Is there a thing{n}?", "label": "no"}
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("place", ["", "pope", "annotations", "pope/coco"])
+def test_pope_annotations_load_and_their_missing_images_are_counted(tmp_path, place):
+    for split in ("random", "popular", "adversarial"):
+        pope_file(tmp_path / place, split, pope_rows(3000))
+    pope = benchmark("pope")
+    assert len(pope.read([tmp_path, tmp_path / "pope"], [])) == 9000
+    (tmp_path / "val2014").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "val2014" / "COCO_val2014_000000000003.jpg")
+    with pytest.raises(DataError) as caught:
+        pope.samples(tmp_path)
+    message = str(caught.value)
+    assert "499 of 500 images are missing, such as COCO_val2014_000000000000.jpg" in message
+    assert str(tmp_path / "val2014") in message
+    assert "\n" not in message
+
+
+def test_pope_numbers_its_questions_within_a_split(tmp_path):
+    data = example(benchmark("pope"), tmp_path)
+    assert [sample.id for sample in benchmark("pope").samples(data, only=["popular"])] == ["popular/1", "popular/2"]
+
+
+def test_a_question_that_comes_twice_is_refused(tmp_path):
+    data = example(benchmark("pope"), tmp_path)
+    pope_file(data, "random", [{**pope_rows(1)[0], "image": "COCO_val2014_000000310196.jpg"}] * 2)
+    with pytest.raises(DataError, match='"random/0" comes twice'):
+        benchmark("pope").samples(data)
+
+
+def rows_of(golden, image, group, reference, answer):
+    """The lines of a golden file and the same as rows."""
+    lines = (Path(__file__).parent / "goldens" / "metrics" / golden).read_text("utf-8").splitlines()
+    given = [json.loads(line) for line in lines]
+    return given, [
+        Row(
+            benchmark="b",
+            method="m",
+            batch=0,
+            id=str(number),
+            image=row[image],
+            group=row[group],
+            question="",
+            references=[row[reference].lower()],
+            answer=row[answer],
+        )
+        for number, row in enumerate(given)
+    ]
+
+
+def mme_rows():
+    return rows_of("mme_7.jsonl", "question_id", "category", "answer", "prediction")
+
+
+def test_pope_scores_are_those_of_the_official_scorer():
+    given, ours = rows_of("pope_7.jsonl", "image", "category", "label", "answer")
+    official, scores = yes_no.score(given), benchmark("pope").score(ours)
+    assert scores["accuracy"] == pytest.approx(official["acc"])
+    for same in ("precision", "recall", "f1", "yes_ratio"):
+        assert scores[same] == pytest.approx(official[same])
+    assert scores["no_recall"] == pytest.approx(official["TN"] / (official["TN"] + official["FP"]))
+
+
+def test_mme_scores_are_those_of_the_official_scorer():
+    rows, ours = mme_rows()
+    official = mme_metric.score(rows)
+    scores = benchmark("mme").score(ours)
+    assert scores["perception"] == pytest.approx(official["total"]["mme_perception_score"])
+    assert scores["cognition"] == pytest.approx(official["total"]["mme_cognition_score"])
+    subtasks = list(official["subtask"].values())  # all of one size here, so that their mean is the overall accuracy
+    assert scores["accuracy"] == pytest.approx(sum(subtask["acc"] for subtask in subtasks) / len(subtasks) / 100)
+    assert scores["accuracy_plus"] == pytest.approx(sum(s["acc_plus"] for s in subtasks) / len(subtasks) / 100)
+
+
+def test_mme_leaves_half_answered_images_out_of_its_pairs():
+    _, ours = mme_rows()
+    whole, part = benchmark("mme").measures(ours[2:]), benchmark("mme").measures(ours[1:])
+    assert part["accuracy_plus"].value == whole["accuracy_plus"].value
+    assert part["accuracy"].n == whole["accuracy"].n + 1
+
+
+def test_mme_says_when_its_sums_are_not_the_published_ones():
+    mme = benchmark("mme")
+    assert "2 subtasks of 14" in mme.remark(["color", "count"])
+    assert mme.remark([*mme_metric.PERCEPTION, *mme_metric.COGNITION]) is None
+
+
+def test_mme_wants_two_questions_on_an_image(tmp_path):
+    data = example(benchmark("mme"), tmp_path)
+    (data / "existence" / "000000006040.txt").write_text("Is it? Please answer yes or no.\tYes\n")
+    with pytest.raises(DataError, match=r"000000006040.txt has 1 questions; MME asks two"):
+        benchmark("mme").samples(data)
+
+
+def test_docvqa_takes_the_older_file_name_and_images_by_their_bare_name(tmp_path):
+    data = example(benchmark("docvqa"), tmp_path)
+    (data / "val_v1.0_withQT.json").rename(data / "val_v1.0.json")
+    assert benchmark("docvqa").samples(data, images=data / "documents")[0].image == data / "documents/pybv0228_81.png"
+
+
+def test_docvqa_scores_half_right_spelling_by_anls_alone(tmp_path):
+    made = benchmark("docvqa")
+    rows = answered(made, made.samples(example(made, tmp_path)), lambda _: "0.29")
+    assert made.score(rows) == {"anls": 0.75, "exact_match": 0.0}

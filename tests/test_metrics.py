@@ -1,0 +1,200 @@
+"""Metrics against their authors' code (goldens) and against slow, obvious implementations."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsezip.errors import DataError, UnknownNameError
+from sparsezip.measure.metrics import anls, exact_match, mme, yes_no
+from sparsezip.measure.metrics.interval import Estimate, mean, ratio
+
+GOLDENS = Path(__file__).parent / "goldens" / "metrics"
+
+
+def golden(name):
+    rows = [json.loads(line) for line in (GOLDENS / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    return rows, json.loads((GOLDENS / f"{name}.expected.json").read_text("utf-8"))
+
+
+# -- the authors' own numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scorer", yes_no.SCORERS)
+def test_yes_no_meets_the_official_scorers(scorer):
+    rows, expected = golden("pope_7")
+    assert yes_no.score(rows, scorer=scorer) == expected[scorer]
+
+
+def test_yes_no_reads_answers_as_the_official_scorer_does():
+    rows, expected = golden("pope_7")
+    assert [yes_no.prediction(row["answer"]) for row in rows] == expected["pope_official_prediction"]
+
+
+def test_mme_meets_the_official_scorers():
+    rows, expected = golden("mme_7")
+    assert mme.score(rows) == {key: expected[key] for key in ("total", "subtask")}
+    assert mme.score(rows, scorer="vlmevalkit") == expected["vlmevalkit"]
+    assert [mme.parsed(row["prediction"]) for row in rows] == expected["parsed"]
+
+
+@pytest.mark.parametrize("scorer", anls.SCORERS)
+def test_anls_meets_the_official_scorers(scorer):
+    rows, expected = golden("docvqa_7")
+    assert anls.score(rows, scorer=scorer) == expected[scorer]
+
+
+# -- slow, obvious implementations ---------------------------------------------------------------------------------
+
+
+def test_yes_no_counts_like_a_loop():
+    rng = random.Random(0)
+    rows = [
+        {"answer": rng.choice(["yes", "no", "No.", "Yes, it is"]), "label": rng.choice(["yes", "no"])}
+        for _ in range(99)
+    ]
+    right = yes_said = true_yes = labelled_yes = 0
+    for row in rows:
+        said = "no" if row["answer"].lower().startswith("no") else "yes"
+        right += said == row["label"]
+        yes_said += said == "yes"
+        labelled_yes += row["label"] == "yes"
+        true_yes += said == row["label"] == "yes"
+    scores = yes_no.score(rows)
+    assert scores["acc"] == right / 99
+    assert scores["precision"] == true_yes / yes_said
+    assert scores["recall"] == true_yes / labelled_yes
+    assert scores["f1"] == pytest.approx(2 * true_yes / (yes_said + labelled_yes))
+    assert scores["yes_ratio"] == yes_said / 99
+
+
+def test_a_share_of_nothing_is_none():
+    scores = yes_no.score([{"answer": "no", "label": "no"}])
+    assert scores["acc"] == 1.0
+    assert scores["precision"] is scores["recall"] is scores["f1"] is None
+    assert yes_no.score([])["acc"] is None
+    assert anls.score([])["mean"] is None
+
+
+def edit_distance(a, b):
+    if not a or not b:
+        return len(a) + len(b)
+    return min(edit_distance(a[1:], b) + 1, edit_distance(a, b[1:]) + 1, edit_distance(a[1:], b[1:]) + (a[0] != b[0]))
+
+
+def test_anls_measures_edit_distance():
+    rng = random.Random(1)
+    for _ in range(60):
+        answer, *references = ("".join(rng.choices("abC ", k=rng.randint(1, 5))).strip() or "a" for _ in range(3))
+        near = max(
+            1
+            - edit_distance(" ".join(answer.lower().split()), " ".join(other.lower().split()))
+            / max(len(answer), len(other))
+            for other in references
+        )
+        assert anls.similarity(answer, references) == pytest.approx(near if near >= 0.5 else 0.0)
+
+
+def test_exact_match_forgives_case_blanks_and_a_full_stop_alone():
+    for answer, right in {"Red.": 1, " red ": 1, "RED": 1, "red star": 0, "": 0, "re d": 0, "reds": 0}.items():
+        assert exact_match.score([{"prediction": answer, "answers": ["blue", "red"]}])["per_row"] == [right], answer
+
+
+def test_mme_asks_pairs():
+    row = {"question_id": "a", "category": "color", "answer": "Yes", "prediction": "yes"}
+    with pytest.raises(DataError, match="color / a has 1 answers"):
+        mme.score([row])
+
+
+@pytest.mark.parametrize("metric", [yes_no, mme, anls])
+def test_an_unknown_scorer_is_refused_with_the_nearest_name(metric):
+    with pytest.raises(UnknownNameError, match='Did you mean "lmms_eval"'):
+        metric.score([], scorer="lmms_evl")
+
+
+# -- intervals -----------------------------------------------------------------------------------------------------
+
+
+def clustered(seed, images=60, most=6):
+    """Correlated questions on images: (image, numerator, denominator) like the precision of a model."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for image in range(images):
+        luck = rng.beta(2, 2)
+        for _ in range(rng.integers(1, most + 1)):
+            counted = rng.random() < 0.7
+            rows.append((str(image), float(counted and rng.random() < luck), float(counted)))
+    return rows
+
+
+def width(interval):
+    return interval[1] - interval[0]
+
+
+def test_the_interval_of_a_mean_is_the_textbook_one():
+    values = [0.0, 1.0, 1.0, 0.5, 0.25]
+    low, high = mean((str(image), value) for image, value in enumerate(values)).interval()
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    assert (low + high) / 2 == pytest.approx(np.mean(values))
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=1e-4)
+
+
+def test_the_interval_of_a_ratio_agrees_with_a_bootstrap_over_images():
+    rows = clustered(3, images=200)
+    by_image = np.zeros((200, 2))
+    for image, numerator, denominator in rows:
+        by_image[int(image)] += numerator, denominator
+    drawn = by_image[np.random.default_rng(0).integers(0, 200, (4000, 200))].sum(1)
+    bootstrap = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    assert ratio(rows).interval() == pytest.approx(bootstrap, abs=0.006)
+
+
+def test_repeating_every_question_does_not_narrow_the_interval():
+    rows = clustered(4)
+    assert width(ratio(rows * 10).interval()) == pytest.approx(width(ratio(rows).interval()))
+
+
+def test_the_interval_covers_the_truth_95_times_in_100():
+    estimates = [ratio(clustered(seed)).interval() for seed in range(400)]
+    covered = np.mean([low <= 0.5 <= high for low, high in estimates])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_a_paired_difference_is_the_mean_of_differences():
+    rng = np.random.default_rng(5)
+    left, right = rng.random(50), rng.random(50)
+    estimate = mean(zip(map(str, range(50)), left, strict=True)) - mean(zip(map(str, range(50)), right, strict=True))
+    error = np.std(left - right, ddof=1) / math.sqrt(50)
+    assert estimate.value == pytest.approx(np.mean(left - right))
+    assert width(estimate.interval()) / 2 == pytest.approx(1.96 * error, rel=1e-4)
+
+
+def test_sums_of_scores_have_the_variance_of_the_sum():
+    rng = np.random.default_rng(6)
+    left, right = rng.random(80), rng.random(80)
+    estimate = (
+        mean(zip(map(str, range(80)), left, strict=True)) + mean(zip(map(str, range(80)), right, strict=True))
+    ) * 100
+    error = 100 * np.std(left + right, ddof=1) / math.sqrt(80)
+    assert estimate.value == pytest.approx(100 * np.mean(left + right))
+    assert width(estimate.interval()) / 2 == pytest.approx(1.96 * error, rel=1e-4)
+    assert (estimate.low, estimate.high) == (0, 200)
+
+
+def test_agreement_of_all_images_is_not_certainty():
+    perfect = mean((str(image), 1.0) for image in range(60))
+    assert perfect.interval() == pytest.approx((0.95, 1.0))
+    same = perfect - perfect
+    assert same.interval() == pytest.approx((-0.05, 0.05))
+
+
+def test_one_image_has_no_interval_and_nothing_no_value():
+    assert mean([("a", 1.0), ("a", 0.0)]).interval() is None
+    nothing = ratio([("a", 0.0, 0.0)])
+    assert nothing.value is None
+    assert (nothing - mean([("a", 1.0)])).value is None
+    assert (nothing + mean([("a", 1.0)]) * 2).interval() is None
+    assert Estimate(None, 0, {}).interval() is None
