@@ -135,11 +135,16 @@ def width(interval):
 
 
 def test_the_interval_of_a_mean_is_the_textbook_one():
-    values = [0.0, 1.0, 1.0, 0.5, 0.25]
+    values = [0.5, 0.75, 0.25, 0.5, 0.375]
     low, high = mean((str(image), value) for image, value in enumerate(values)).interval()
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     assert (low + high) / 2 == pytest.approx(np.mean(values))
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=1e-4)
+    assert (high - low) / 2 == pytest.approx(2.7764 * error, rel=0.01)  # Student's t, 4 degrees of freedom
+
+
+def test_the_interval_ends_where_the_score_does():
+    low, high = mean((str(image), value) for image, value in enumerate([0.0, 1.0, 1.0, 1.0])).interval()
+    assert (low, high) == (0.0, 1.0)
 
 
 def test_the_interval_of_a_ratio_agrees_with_a_bootstrap_over_images():
@@ -169,7 +174,9 @@ def test_a_paired_difference_is_the_mean_of_differences():
     estimate = mean(zip(map(str, range(50)), left, strict=True)) - mean(zip(map(str, range(50)), right, strict=True))
     error = np.std(left - right, ddof=1) / math.sqrt(50)
     assert estimate.value == pytest.approx(np.mean(left - right))
-    assert width(estimate.interval()) / 2 == pytest.approx(1.96 * error, rel=1e-4)
+    assert width(estimate.interval()) / 2 == pytest.approx(
+        2.0096 * error, rel=1e-4
+    )  # Student's t, 49 degrees of freedom
 
 
 def test_sums_of_scores_have_the_variance_of_the_sum():
@@ -180,7 +187,7 @@ def test_sums_of_scores_have_the_variance_of_the_sum():
     ) * 100
     error = 100 * np.std(left + right, ddof=1) / math.sqrt(80)
     assert estimate.value == pytest.approx(100 * np.mean(left + right))
-    assert width(estimate.interval()) / 2 == pytest.approx(1.96 * error, rel=1e-4)
+    assert width(estimate.interval()) / 2 == pytest.approx(1.9905 * error, rel=1e-4)  # 79 degrees of freedom
     assert (estimate.low, estimate.high) == (0, 200)
 
 

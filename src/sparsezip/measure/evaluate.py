@@ -137,9 +137,8 @@ def evaluate(
             asked = [by_id[cell.batch.benchmark, number] for number in cell.batch.ids]
             return _answered(vlm, labelled[cell.label], cell, asked, opened, tokens[cell.batch.benchmark])
 
-        todo = [
-            cell for cell in _cells(store.plan, list(labelled)) if (cell.batch.number, cell.label) not in store.done
-        ]
+        done = store.done
+        todo = [cell for cell in _cells(store.plan, list(labelled)) if (cell.batch.number, cell.label) not in done]
         if todo:
             _warm_up(vlm, labelled, samples, batch_size, tokens)
         store.begin()

@@ -36,7 +36,7 @@ class Estimate:
         if self.value is None or images < 2:
             return None
         error = sqrt(images / (images - 1) * sum(pull * pull for pull in self.pull.values()))
-        half = Z95 * error if error > 1e-12 else min(3 / images, 1.0) * self.reach
+        half = _student(images - 1) * error if error > 1e-12 else min(3 / images, 1.0) * self.reach
         return max(self.value - half, self.low), min(self.value + half, self.high)
 
     def __add__(self, other: "Estimate") -> "Estimate":
@@ -77,6 +77,17 @@ def ratio(parts: Iterable[tuple[str, float, float]]) -> Estimate:
 def mean(values: Iterable[tuple[str, float]]) -> Estimate:
     """The mean over (image, value) of each question; values lie in 0 to 1."""
     return ratio((image, value, 1.0) for image, value in values)
+
+
+def _student(degrees: int) -> float:
+    """The 97.5 % point of Student's t, expanded around the normal one (Abramowitz and Stegun 26.7.5)."""
+    z = Z95
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    )
 
 
 def _combined(left: Mapping[str, float], right: Mapping[str, float], sign: float) -> dict[str, float]:

@@ -1,0 +1,73 @@
+"""A model that answers from its question alone, and a data set for it. As a script, a run to be killed."""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from PIL import Image
+
+
+class FakeModel:
+    """Right for most questions; the answer depends on question, method and image, never on the batch."""
+
+    name, revision = "fake", "1"
+
+    def __init__(self, pause=0.0):
+        self.pause = pause
+        self.calls = []  # (method, questions) of each call
+
+    def answer(self, images, questions, method, max_new_tokens):
+        self.calls.append((method.name, list(questions)))
+        return [self._one(image, question, method) for image, question in zip(images, questions, strict=True)]
+
+    def _one(self, image, question, method):
+        time.sleep(self.pause)
+        digest = hashlib.sha256(f"{question}{method.name}{image.getpixel((0, 0))}".encode()).digest()
+        truth = "red" if "color" in question else "yes" if "yes" in question else "no"
+        layers = [576.0, 576.0] if method.name == "keep_all" else [64.0, 64.0]
+        return SimpleNamespace(
+            text=truth if digest[0] < (240 if method.name == "keep_all" else 180) else "blue",
+            tokens=int(layers[0]),
+            tokens_before=576,
+            tokens_per_layer=layers,
+            timing={"tower": 2.0 + digest[1] / 256, "compress": 0.5, "total": 10.0 + digest[2] / 256},
+        )
+
+
+def write_data(folder, images=8):
+    """scenes with two questions an image, and MME with one pair an image."""
+    (folder / "scenes" / "images").mkdir(parents=True)
+    (folder / "mme" / "color").mkdir(parents=True)
+    rows = []
+    for number in range(images):
+        for path in (folder / "scenes" / "images", folder / "mme" / "color"):
+            Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path / f"{number}.png")
+        for type_ in ("color", "shape"):
+            question, answer = f"what {type_} is thing {number}?", "red" if type_ == "color" else "no"
+            rows.append(
+                {
+                    "question_id": len(rows),
+                    "image": f"{number}.png",
+                    "question": question,
+                    "answer": answer,
+                    "type": type_,
+                }
+            )
+        (folder / "mme" / "color" / f"{number}.txt").write_text(f"Say yes {number}\tYes\nSay the other {number}\tNo\n")
+    (folder / "scenes" / "scenes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(out, data, pause=0.0, **options):
+    """The run the tests compare: three methods on two benchmarks."""
+    from sparsezip.measure.evaluate import evaluate
+
+    options = {"batch_size": 3, **options}
+    return evaluate(FakeModel(pause), ["scenes", "mme"], ["keep_all", "random", "grid"], out, data=data, **options)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), Path(sys.argv[2]), pause=0.003)

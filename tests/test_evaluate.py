@@ -1,0 +1,389 @@
+"""Runs: what is asked in which order, what is kept, and that neither a kill nor a broken image spoils a run."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_model import FakeModel, run, write_data
+from PIL import Image
+from rich.console import Console
+
+import sparsezip.measure.evaluate as module
+from sparsezip import methods
+from sparsezip.errors import DataError, FailureError, RunMismatchError, SettingError, UnknownNameError, UsageError
+from sparsezip.measure.evaluate import evaluate
+from sparsezip.measure.report import summary
+from sparsezip.measure.store import Store, read_rows
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data")
+
+
+def kept(out):
+    """Answers in order, timings aside."""
+    return [{k: v for k, v in row.to_json().items() if k != "timing_ms"} for row in read_rows(out)]
+
+
+def untimed(value):
+    """Results without what a clock or a calendar says."""
+    if isinstance(value, dict):
+        timed = ("latency_ms", "latency_ratio", "stages_ms", "sessions")
+        return {key: untimed(inner) for key, inner in value.items() if key not in timed}
+    return value
+
+
+# -- what is asked -------------------------------------------------------------------------------------------------
+
+
+def test_every_method_answers_every_question_once(data, tmp_path):
+    results = run(tmp_path / "out", data)
+    rows = read_rows(tmp_path / "out")
+    assert len({(row.benchmark, row.method, row.id) for row in rows}) == len(rows) == 3 * 32
+    assert results["failed"] == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert "| keep_all |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_methods_take_turns_on_each_batch_and_questions_on_one_image_stand_together(data, tmp_path):
+    run(tmp_path / "out", data, batch_size=2)
+    cells = list(dict.fromkeys((row.batch, row.method) for row in read_rows(tmp_path / "out")))
+    assert cells[:9] == [
+        *((0, method) for method in ("keep_all", "random", "grid")),
+        *((1, method) for method in ("random", "grid", "keep_all")),
+        *((2, method) for method in ("grid", "keep_all", "random")),
+    ]
+    images = [row.image for row in read_rows(tmp_path / "out") if row.method == "grid" and row.benchmark == "scenes"]
+    assert images == sorted(images)
+
+
+def test_the_warm_up_is_not_counted(data, tmp_path):
+    model = FakeModel()
+    evaluate(model, ["scenes"], ["keep_all", "grid"], tmp_path / "out", data=data, batch_size=4)
+    assert len(model.calls) == 2 + 2 * 4  # both methods once, then four batches by both
+    assert [len(questions) for _, questions in model.calls] == [4] * 10
+    assert len(read_rows(tmp_path / "out")) == 2 * 16
+
+
+def test_a_limit_counts_per_benchmark_and_questions_keep_their_batch(data, tmp_path):
+    run(tmp_path / "out", data, limit=5)
+    rows = [row for row in read_rows(tmp_path / "out") if row.method == "keep_all"]
+    assert [row.group for row in rows if row.benchmark == "scenes"].count("color") == 3
+    assert [row.benchmark for row in rows].count("scenes") == 5
+    assert [row.benchmark for row in rows].count("mme") == 4  # two whole pairs
+
+
+def test_groups_and_prompt_can_be_chosen(data, tmp_path):
+    run(tmp_path / "out", data, only={"scenes": ["shape"]}, prompt="bare")
+    rows = read_rows(tmp_path / "out")
+    assert {row.group for row in rows if row.benchmark == "scenes"} == {"shape"}
+    assert not any("single word" in row.question for row in rows)
+
+
+def test_the_small_model_is_asked_bare_questions(data, tmp_path):
+    model = FakeModel()
+    model.name = "testbed"
+    evaluate(model, ["scenes"], ["keep_all"], tmp_path / "out", data=data)
+    assert read_rows(tmp_path / "out")[0].question == "what color is thing 0?"
+
+
+def test_a_method_that_comes_twice_is_labelled_by_its_settings(data, tmp_path):
+    twice = [methods.method("random", budget=64), methods.method("random", budget=32), "keep_all"]
+    results = evaluate(FakeModel(), ["scenes"], twice, tmp_path / "out", data=data)
+    assert results["methods"] == ["random(budget=64)", "random(budget=32)", "keep_all"]
+    with pytest.raises(SettingError, match="twice"):
+        evaluate(FakeModel(), ["scenes"], ["grid", "grid"], tmp_path / "other", data=data)
+
+
+def test_the_record_says_what_was_run(data, tmp_path):
+    run(tmp_path / "out", data, limit=4)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["config"]["limit"] == 4
+    assert record["config"]["methods"]["random"]["seed"] == 0
+    assert record["model"]["name"] == "fake"
+    assert record["data"]["scenes"]["questions"] == 4
+    session = record["sessions"][0]
+    assert session["torch"].startswith("2.")
+    assert {"python", "transformers", "sparsezip", "commit", "machine", "started"} <= set(session)
+
+
+def test_the_record_is_on_disk_before_the_first_answer(data, tmp_path, monkeypatch):
+    def first(self, rows):
+        assert (self.folder / "run.json").exists()
+        assert (self.folder / "plan.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "append", first)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", data)
+
+
+def test_progress_is_told_in_plain_lines_without_a_terminal(data, tmp_path):
+    console = Console(file=io.StringIO(), width=80)
+    run(tmp_path / "out", data, console=console)
+    told = console.file.getvalue().splitlines()
+    assert 5 <= len(told) <= 11
+    assert told[-1].startswith("MME: 96 of 96 answers")
+
+
+def test_progress_is_a_bar_with_the_time_left_on_a_terminal(data, tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    run(tmp_path / "out", data, console=console)
+    assert "96/96" in console.file.getvalue()
+
+
+# -- what is refused before anything runs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"limit": 0}, SettingError, "limit is 0"),
+        ({"batch_size": -1}, SettingError, "batch_size is -1"),
+        ({"only": {"scenes": ["shap"]}}, UnknownNameError, 'Did you mean "shape"'),
+        ({"images": Path("nowhere")}, DataError, "images are missing"),
+        ({"prompt": "lava"}, UnknownNameError, 'Did you mean "llava"'),
+    ],
+)
+def test_a_wrong_request_leaves_nothing_behind(data, tmp_path, change, error, words):
+    with pytest.raises(error, match=words):
+        run(tmp_path / "out", data, **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_names_are_refused_with_the_nearest(data, tmp_path):
+    with pytest.raises(UnknownNameError, match='Did you mean "pope"'):
+        evaluate(FakeModel(), ["poppe"], ["keep_all"], tmp_path / "out", data=data)
+    with pytest.raises(UnknownNameError, match='Did you mean "visionzip"'):
+        evaluate(FakeModel(), ["scenes"], ["visonzip"], tmp_path / "out", data=data)
+
+
+def test_data_are_found_at_fault_before_a_model_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_load", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(DataError):
+        evaluate("some/model", ["scenes"], ["keep_all"], tmp_path / "out", data=tmp_path)
+
+
+def test_a_setting_that_fails_in_the_warm_up_leaves_the_folder_free(data, tmp_path):
+    class Refusing(FakeModel):
+        def answer(self, images, questions, method, max_new_tokens):
+            raise SettingError("dominant + contextual is too much")
+
+    with pytest.raises(SettingError):
+        evaluate(Refusing(), ["scenes"], ["keep_all"], tmp_path / "out", data=data)
+    assert not (tmp_path / "out" / "run.json").exists()
+    assert run(tmp_path / "out", data)["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"limit": 3}, "config.limit: null there, 3 here"),
+        ({"batch_size": 2}, "config.batch_size: 3 there, 2 here"),
+        ({"prompt": "bare"}, "config.prompt"),
+        ({"config": {"dtype": "half"}}, "config.dtype: absent there"),
+    ],
+)
+def test_a_folder_with_a_different_run_is_refused(data, tmp_path, change, words):
+    run(tmp_path / "out", data)
+    before = (tmp_path / "out" / "answers.jsonl").read_bytes()
+    with pytest.raises(RunMismatchError, match=words):
+        run(tmp_path / "out", data, **change)
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == before
+
+
+def test_other_data_and_another_model_are_a_different_run(data, tmp_path):
+    run(tmp_path / "out", data)
+    other = FakeModel()
+    other.revision = "2"
+    with pytest.raises(RunMismatchError, match=r'model\.revision: "1" there, "2" here'):
+        evaluate(other, ["scenes", "mme"], ["keep_all", "random", "grid"], tmp_path / "out", data=data, batch_size=3)
+    rows = data / "scenes" / "scenes.jsonl"
+    rows.write_text(rows.read_text().replace("thing 3", "object 3"))
+    with pytest.raises(RunMismatchError, match=r"data\.scenes\.fingerprint"):
+        run(tmp_path / "out", data)
+
+
+def test_the_same_data_in_another_place_are_the_same_run(data, tmp_path):
+    first = run(tmp_path / "out", data)
+    data.rename(tmp_path / "moved")
+    assert untimed(run(tmp_path / "out", tmp_path / "moved")) == untimed(first)
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(data, tmp_path):
+    run(tmp_path / "out", data)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    with Store(tmp_path / "out", record, []), pytest.raises(RunMismatchError, match="Another process"):
+        run(tmp_path / "out", data)
+
+
+def test_a_folder_that_cannot_be_written_is_a_usage_error(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        run(tmp_path / "file" / "out", data)
+
+
+# -- what fails on the way ------------------------------------------------------------------------------------------
+
+
+def test_a_broken_image_costs_its_own_questions_and_is_shown(data, tmp_path):
+    sound = run(tmp_path / "sound", data)
+    broken = data / "scenes" / "images" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    results = run(tmp_path / "out", data)
+    failed = [row for row in read_rows(tmp_path / "out") if row.error]
+    assert {row.image for row in failed} == {"3.png"}
+    assert results["failed"] == len(failed) == 3 * 2
+    assert all(row.answer is None and row.tokens is None and not row.timing_ms for row in failed)
+    assert "3.png is not a readable image" in results["failures"][0]["error"]
+    assert any("6 of 96 answers failed" in note for note in results["notes"])
+    assert "Failed: scenes" in (tmp_path / "out" / "table.md").read_text()
+    scenes = results["benchmarks"]["scenes"]["methods"]["grid"]
+    assert (scenes["n"], scenes["failed"]) == (14, 2)
+    others = [row for row in kept(tmp_path / "sound") if row["image"] != "3.png" or row["benchmark"] == "mme"]
+    assert [row for row in kept(tmp_path / "out") if row["error"] is None] == others
+    assert untimed(results["benchmarks"]["mme"]) == untimed(sound["benchmarks"]["mme"])
+
+
+def test_an_image_that_breaks_during_the_run_is_a_failure_too(data, tmp_path):
+    class Breaking(FakeModel):
+        def answer(self, *arguments, **options):
+            if len(self.calls) == 8:
+                (data / "scenes" / "images" / "7.png").unlink()
+            return super().answer(*arguments, **options)
+
+    results = evaluate(Breaking(), ["scenes"], ["keep_all", "grid"], tmp_path / "out", data=data)
+    assert results["failed"] == 4
+    assert "There is no image file" in results["failures"][0]["error"]
+
+
+def test_a_question_that_fails_does_not_take_its_batch_with_it(data, tmp_path):
+    class Choking(FakeModel):
+        def answer(self, images, questions, method, max_new_tokens):
+            if any("shape is thing 4" in question for question in questions):
+                raise RuntimeError("cannot swallow that")
+            return super().answer(images, questions, method, max_new_tokens)
+
+    results = evaluate(Choking(), ["scenes"], ["keep_all", "grid"], tmp_path / "out", data=data, batch_size=4)
+    assert [failure["id"] for failure in results["failures"]] == ["9", "9"]
+    assert results["failures"][0]["error"] == "RuntimeError: cannot swallow that"
+    assert results["benchmarks"]["scenes"]["methods"]["grid"]["n"] == 15
+
+
+# -- kill and resume ------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_asked_again(data, tmp_path):
+    first = run(tmp_path / "out", data)
+    model = FakeModel()
+    again = evaluate(
+        model, ["scenes", "mme"], ["keep_all", "random", "grid"], tmp_path / "out", data=data, batch_size=3
+    )
+    assert not model.calls
+    assert untimed(again) == untimed(first)
+    assert len(again["record"]["sessions"]) == 2
+
+
+def test_answers_cut_at_any_byte_are_completed_to_the_same_run(data, tmp_path):
+    whole = untimed(run(tmp_path / "whole", data))
+    answers = (tmp_path / "whole" / "answers.jsonl").read_bytes()
+    rng = random.Random(0)
+    ends = [position for position in range(len(answers)) if answers[position : position + 1] == b"\n"]
+    cuts = [0, 1, len(answers) - 1, ends[0], ends[0] + 1, ends[4] + 1, *rng.sample(range(len(answers)), 20)]
+    for number, cut in enumerate(cuts):
+        out = tmp_path / str(number)
+        out.mkdir()
+        for name in ("run.json", "plan.json"):
+            (out / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+        (out / "answers.jsonl").write_bytes(answers[:cut])
+        assert untimed(run(out, data)) == whole, cut
+        assert kept(out) == kept(tmp_path / "whole"), cut
+
+
+def test_a_run_killed_before_its_record_starts_anew(data, tmp_path):
+    whole = run(tmp_path / "whole", data)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "answers.jsonl").touch()
+    (out / "plan.json").write_text('[{"number": 0, "bench')
+    (out / "run.partial").write_text("{")
+    assert untimed(run(out, data)) == untimed(whole)
+
+
+def test_the_recorded_batches_are_used_again(data, tmp_path):
+    run(tmp_path / "out", data)
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    plan[0]["ids"], plan[1]["ids"] = plan[1]["ids"], plan[0]["ids"]
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "out" / "answers.jsonl").write_bytes(b"")
+    run(tmp_path / "out", data)
+    assert [row.id for row in read_rows(tmp_path / "out")[:3]] == plan[0]["ids"]
+
+
+def test_damage_inside_the_answers_is_an_error_not_a_guess(data, tmp_path):
+    run(tmp_path / "out", data)
+    path = tmp_path / "out" / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:5], lines[5][:30] + b"\n", *lines[6:]]))
+    with pytest.raises(FailureError, match=r"answers.jsonl, line 6 is damaged"):
+        run(tmp_path / "out", data)
+
+
+def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(data, tmp_path):
+    whole = untimed(run(tmp_path / "whole", data))
+    out, rng = tmp_path / "killed", random.Random(1)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": "1",
+    }
+    script = Path(__file__).with_name("fake_model.py")
+    killed = 0
+    for share in (0.0, 0.3, 0.7):
+        child = subprocess.Popen([sys.executable, script, out, data], env=environment, stderr=subprocess.PIPE)
+        enough = share * (tmp_path / "whole" / "answers.jsonl").stat().st_size
+        while child.poll() is None and not (
+            (out / "run.json").exists() and (out / "answers.jsonl").stat().st_size >= enough
+        ):
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.01)
+        child.send_signal(signal.SIGKILL)
+        _, said = child.communicate()
+        assert child.returncode == -signal.SIGKILL, said.decode()
+        killed += 1
+    assert 0 < len(read_rows(out)) < len(read_rows(tmp_path / "whole"))
+    assert untimed(run(out, data)) == whole
+    assert kept(out) == kept(tmp_path / "whole")
+    assert len(summary.read(out)["record"]["sessions"]) == killed + 1
+
+
+def test_a_run_in_progress_can_be_read(data, tmp_path):
+    run(tmp_path / "out", data)
+    path = tmp_path / "out" / "answers.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:30]) + lines[30][:20])
+    assert summary.read(tmp_path / "out")["answers"] == 30
+    with pytest.raises(FailureError, match=r"run\.json is missing"):
+        summary.read(tmp_path)
+
+
+def test_images_of_a_batch_are_decoded_once(data, tmp_path, monkeypatch):
+    opened = []
+    real = module.open_image
+
+    def counting(path):
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(module, "open_image", counting)
+    evaluate(FakeModel(), ["scenes"], ["keep_all", "random", "grid"], tmp_path / "out", data=data, batch_size=2)
+    assert len(opened) == 2 + 8  # two questions of warm-up, then every image once for all methods
+    assert isinstance(real(opened[0]), Image.Image)

@@ -1,0 +1,201 @@
+"""What a report says of rows whose numbers can be worked out by hand, and that it says nothing it does not know."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from sparsezip.measure.clock import spread
+from sparsezip.measure.records import Row
+from sparsezip.measure.report import summary, table
+
+RECORD = {
+    "config": {"benchmarks": ["scenes"], "methods": {"keep_all": {}, "random": {}, "grid": {}}},
+    "model": {"name": "fake", "revision": "1", "device": "cpu", "dtype": "float32"},
+    "data": {},
+    "sessions": [{"started": "2026-01-01", "torch": "2", "transformers": "5"}],
+}
+RIGHT = {"keep_all": "1111 1110", "random": "1100 0000", "grid": "1111 0000"}  # colour, then shape
+
+
+def rows(by_random=64.0, **changed):
+    """Eight questions on four images by three methods; each method takes a millisecond per image number."""
+    made = []
+    for place, (method, right) in enumerate(RIGHT.items()):
+        for number, hit in enumerate(right.replace(" ", "")):
+            layers = 576.0 if method == "keep_all" else by_random if method == "random" else 64.0
+            made.append(
+                Row(
+                    benchmark="scenes",
+                    method=method,
+                    batch=number,
+                    id=str(number),
+                    image=str(number % 4),
+                    group="color" if number < 4 else "shape",
+                    question="?",
+                    references=["red"],
+                    answer="red" if hit == "1" else f"wrong {place}",
+                    **{
+                        "tokens": 576 if method == "keep_all" else 64,
+                        "tokens_before": 576,
+                        "tokens_per_layer": layers,
+                        "timing_ms": {"tower": 1.0, "total": (place + 1.0) * (number + 1)},
+                        **changed,
+                    },
+                )
+            )
+    return made
+
+
+@pytest.fixture(scope="module")
+def results():
+    return summary.summarise(RECORD, rows())
+
+
+def method(results, label, group=None):
+    made = results["benchmarks"]["scenes"]
+    return (made["groups"][group] if group else made)["methods"][label]
+
+
+def test_scores_in_all_and_by_group(results):
+    scores = {label: method(results, label)["scores"]["exact_match"]["value"] for label in RIGHT}
+    assert scores == {"keep_all": 7 / 8, "random": 2 / 8, "grid": 4 / 8}
+    assert method(results, "random", "color")["scores"]["exact_match"]["value"] == 0.5
+    assert results["benchmarks"]["scenes"]["groups"]["shape"]["n"] == 4
+
+
+def test_differences_are_paired_and_clustered_by_image(results):
+    difference = method(results, "grid")["differences"]["random"]["exact_match"]
+    # By image, grid minus random: 0, 0, 1/8, 1/8 of all questions: pulls -1/16, -1/16, 1/16, 1/16 around 1/4.
+    half = 3.182 * (4 / 3 * 4 / 16**2) ** 0.5  # Student's t, 3 degrees of freedom
+    assert difference["value"] == 0.25
+    assert difference["low"] == pytest.approx(0.25 - half, abs=0.01)
+    assert difference["high"] == pytest.approx(0.25 + half, abs=0.01)
+    assert set(method(results, "grid")["differences"]) == {"keep_all", "random"}
+    assert set(method(results, "keep_all")["differences"]) == {"random"}
+
+
+def test_agreement_is_with_the_answers_of_keep_all(results):
+    assert method(results, "grid")["agreement"]["value"] == 4 / 8
+    assert method(results, "keep_all")["agreement"]["value"] is None
+
+
+def test_cost(results):
+    grid = method(results, "grid")
+    assert (grid["tokens"], grid["tokens_before"], grid["tokens_per_layer"]) == (64, 576, 64)
+    assert grid["latency_ms"] == {"median": 13.5, "p10": pytest.approx(5.1), "p90": pytest.approx(21.9)}
+    assert grid["latency_ratio"] == {"median": 3, "p10": 3, "p90": 3}
+    assert method(results, "keep_all")["latency_ratio"] is None
+    assert list(grid["stages_ms"]) == ["tower"]
+
+
+def test_failures_leave_the_pairs(results):
+    given = rows()
+    failed = [
+        row if (row.method, row.id) != ("random", "0") else Row(**{**row.to_json(), "answer": None, "error": "gone"})
+        for row in given
+    ]
+    part = summary.summarise(RECORD, failed)
+    assert method(part, "random")["scores"]["exact_match"]["value"] == 1 / 7
+    assert method(part, "grid")["differences"]["random"]["exact_match"]["value"] == pytest.approx(3 / 7 - 1 / 7)
+    assert part["failures"] == [{"benchmark": "scenes", "method": "random", "id": "0", "image": "0", "error": "gone"}]
+
+
+def test_what_was_not_measured_is_none_never_zero():
+    given = rows(tokens_per_layer=None, tokens=None, tokens_before=None, timing_ms={})
+    grid = method(summary.summarise(RECORD, given), "grid")
+    costs = ("tokens", "tokens_before", "tokens_per_layer", "latency_ms", "latency_ratio")
+    assert [grid[cost] for cost in costs] == [None] * 5
+    assert spread([None]) is None
+    alone = {**RECORD, "config": {"benchmarks": ["scenes"], "methods": {"grid": {}}}}
+    grid = method(summary.summarise(alone, [row for row in given if row.method == "grid"]), "grid")
+    assert grid["differences"] == {}
+    text = table.markdown(summary.summarise(RECORD, given))
+    assert "| grid | - | - | - | 50.0 |" in text
+    assert "| scenes, grid | - | - | - |\n" in text
+
+
+def test_unequal_budgets_are_told():
+    notes = summary.summarise(RECORD, rows(by_random=82.2))["notes"]
+    assert notes == [
+        "scenes: the budgets differ, so scores do not compare at equal cost. "
+        "Mean visual tokens per LLM layer: random 82.2, grid 64.0."
+    ]
+    assert summary.summarise(RECORD, rows(by_random=64.5))["notes"] == []
+
+
+def test_a_change_of_versions_is_told():
+    record = {**RECORD, "sessions": [*RECORD["sessions"], {"started": "2026-01-02", "torch": "3", "transformers": "5"}]}
+    assert summary.summarise(record, rows())["notes"] == [
+        "The run was resumed under other conditions than it began with: torch."
+    ]
+
+
+def test_a_benchmark_without_rows_yet_is_left_out():
+    record = {**RECORD, "config": {**RECORD["config"], "benchmarks": ["scenes", "pope"]}}
+    assert list(summary.summarise(record, rows())["benchmarks"]) == ["scenes"]
+
+
+def test_results_are_plain_json(results):
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_markdown(results):
+    text = table.markdown(results)
+    assert text == MARKDOWN
+
+
+def test_the_terminal_shows_every_column_however_narrow(results):
+    console = Console(file=io.StringIO(), width=40)
+    table.show(results, console)
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    for cell in ("minus random", "+25.0 (-20.6 to +70.6)", "x keep_all", "same answer %"):
+        assert cell in shown, cell
+    assert console.width == 40
+
+
+def test_labels_are_not_markup():
+    config = {"benchmarks": ["scenes"], "methods": {"keep_all": {}, "grid([b])": {}}}
+    given = [Row(**{**row.to_json(), "method": "grid([b])"}) if row.method == "grid" else row for row in rows()]
+    console = Console(file=io.StringIO(), width=200)
+    shown = summary.summarise({**RECORD, "config": config}, [row for row in given if row.method != "random"])
+    table.show(shown, console)
+    assert "grid([b])" in console.file.getvalue()
+
+
+MARKDOWN = """\
+**Visual tokens sent, their mean per LLM layer, median latency per question, scores**
+
+| method | tokens | per layer | scenes ms | EM % |
+| --- | ---: | ---: | ---: | ---: |
+| keep_all | 576 | 576 | 4.5 | 87.5 |
+| random | 64 | 64 | 9.0 | 25.0 |
+| grid | 64 | 64 | 13.5 | 50.0 |
+
+**Milliseconds per question: median, spread, ratio to keep_all question by question, stages**
+
+| benchmark, method | ms | p10 - p90 | x keep_all | tower |
+| --- | ---: | ---: | ---: | ---: |
+| scenes, keep_all | 4.5 | 1.7 - 7.3 | - | 1.0 |
+| scenes, random | 9.0 | 3.4 - 14.6 | 2.00 | 1.0 |
+| scenes, grid | 13.5 | 5.1 - 21.9 | 3.00 | 1.0 |
+
+**scenes: 8 questions on 4 images; interval and paired differences are those of EM %**
+
+| method | n | EM % | 95 % interval | minus keep_all | minus random | same answer % |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| keep_all | 8 | 87.5 | 48.0 to 100.0 | - | +62.5 (+23.0 to +100.0) | - |
+| random | 8 | 25.0 | 0.0 to 70.6 | -62.5 (-100.0 to -23.0) | - | 25.0 |
+| grid | 8 | 50.0 | 0.0 to 100.0 | -37.5 (-77.0 to +2.0) | +25.0 (-20.6 to +70.6) | 50.0 |
+
+**scenes: EM % by type**
+
+| type | n | keep_all | random | grid |
+| --- | ---: | ---: | ---: | ---: |
+| color | 4 | 100.0 | 50.0 | 100.0 |
+| shape | 4 | 75.0 | 0.0 | 0.0 |
+
+Model fake (1) on cpu, torch 2, transformers 5, 2026-01-01. Intervals are clustered by image; - means not measured.
+"""
