@@ -53,7 +53,9 @@ class Model(_Section):
     model_path: str = "testbed"
     max_new_tokens: int | None = Field(default=None, ge=1, description="None: what the benchmark asks for")
     temperature: Literal[0] = 0
-    conv_mode: str | None = None
+    conv_mode: str | None = Field(
+        default=None, description="not used: the checkpoint's own chat template words prompts"
+    )
     budget: int | None = Field(default=None, ge=1)
     dominant: int | None = None
     contextual: int | None = None
@@ -78,16 +80,17 @@ class Runner(_Section):
     """The `runner` section: what is asked, and how."""
 
     dataset: list[str] = Field(default=["pope", "mme", "docvqa", "scenes"], min_length=1)
-    ann_path: str | None = None
+    ann_path: str | None = Field(default=None, description="None: the testbed's own sets are made")
     images: str | None = None
     output_dir: str | None = None
-    only: list[str] = []
+    only: list[str] = Field(default=[], description="groups, as pope.random where there are several benchmarks")
     limit: int | None = Field(default=None, ge=1)
     prompt: str | None = None
     batch_size: int = Field(default=1, ge=1)
-    warmup: int = Field(default=1, ge=0)
-    seed: int = Field(default=0, ge=0)
-    attn_implementation: str | None = None
+    warmup: int | None = Field(default=None, description="not used: every benchmark's first batch is a warm-up")
+    seed: int = Field(default=0, ge=0, description="of methods that draw, and of the testbed's own sets")
+    scenes: int = Field(default=200, ge=1, description="size of the testbed's own sets")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
 
     _split = field_validator("dataset", "only", mode="before")(_one_or_many)
 
@@ -111,6 +114,17 @@ class Settings(_Section):
         return settings
 
 
+OPTIONS: dict[str, Keys] = {  # of the command line, where they are not called as in the file
+    "--model": ("model", "model_path"),
+    "--method": ("model", "model_type"),
+    "--budget": ("model", "budget"),
+    "--max-new-tokens": ("model", "max_new_tokens"),
+    "--benchmark": ("runner", "dataset"),
+    "--data": ("runner", "ann_path"),
+    "--out": ("runner", "output_dir"),
+}
+
+
 class Document:
     """The keys of a configuration and where each was written."""
 
@@ -122,7 +136,9 @@ class Document:
         """Override one key; a mapping on the way that is missing is made."""
         section = self.tree
         for i, key in enumerate(keys[:-1], 1):
-            section = section.setdefault(key, {})
+            if section.get(key) is None:
+                section[key] = {}
+            section = section[key]
             if not isinstance(section, dict):
                 raise ConfigError(f'{origin}: "{".".join(keys[:i])}" is a value, not a section.')
         section[keys[-1]] = value
@@ -150,6 +166,25 @@ class Document:
                 )
             if isinstance(known[key], Mapping) and isinstance(value, dict):
                 self.check((*keys, key), known[key], f'{noun} "{key}"')
+
+
+def gather(
+    file: Path | None, options: Mapping[str, Any], sets: Iterable[str], methods: list[str]
+) -> tuple[Document, Settings]:
+    """What one command is asked for: the file, its options (by name; None: not given), then `--set`. The later wins.
+
+    `methods`: those to take where nobody names any. Raises ConfigError.
+    """
+    document = read_yaml(file) if file else Document({}, {})
+    if not resolve(document).model.model_fields_set & {"model_type"}:
+        document.put(("model", "model_type"), methods, "default")
+    for option, value in options.items():
+        if value is not None:
+            keys = OPTIONS.get(option, ("runner", option.removeprefix("--").replace("-", "_")))
+            document.put(keys, str(value) if isinstance(value, Path) else value, option)
+    for assignment in sets:
+        override(document, assignment, resolve(document).model.model_type)
+    return document, resolve(document)
 
 
 def read_yaml(path: str | Path) -> Document:
@@ -213,14 +248,20 @@ def resolve(document: Document) -> Settings:
     return settings
 
 
-def dump(settings: Settings) -> str:
-    """The resolved settings as YAML that `read_yaml` and `resolve` turn into the same settings again."""
+def dump(settings: Settings, methods: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """The settings as YAML that `read_yaml` and `resolve` turn into the same run again.
+
+    `methods`: every setting of the methods that run, defaults included, in place of what was given.
+    """
     tree = settings.model_dump(mode="json")
-    tree["model"] |= tree["model"].pop("settings")
+    given = tree["model"].pop("settings")
+    tree["model"] |= given if methods is None else {name: dict(values) for name, values in methods.items()}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _check_short_forms(document: Document, model: Model) -> None:
+    if document.origin(("model", "model_type")) == "--method":  # a file may be run with other methods than its own
+        return
     for key in ("dominant", "contextual", "retained_tokens"):
         takers = [method for method, short in SHORT_FOR.items() if key in short]
         if getattr(model, key) is not None and not set(takers) & set(model.model_type):

@@ -1,0 +1,415 @@
+"""The command line: `sparsezip ask | compress | eval | list | testbed`.
+
+A command first gathers what it is asked for (file, options, --set) and checks it; only then is a model loaded. What
+cannot be met is one line on stderr and exit code 2, what fails on the way is one line and 1, an interrupt is 130.
+SPARSEZIP_DEBUG=1 shows tracebacks and what other libraries have to say.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from enum import StrEnum
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import config
+from .config import Document, Settings
+from .errors import ConfigError, RunMismatchError, SettingError, SparsezipError, UsageError
+from .registry import Registry, nearest
+
+BUDGET = 64  # tokens per image where no file, option or setting says how many
+COMPARED = ["keep_all", "sparsezip", "visionzip", "random", "grid"]
+USUAL_PATCHES = 576
+KEPT_SHOWN = 20
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+DEBUG = bool(os.environ.get("SPARSEZIP_DEBUG"))
+
+app = typer.Typer(
+    name="sparsezip",
+    help="Send fewer visual tokens to a vision-language model, and see what that costs and saves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+testbed = typer.Typer(
+    help="The small model that ships with the package: its scenes, sets and training.", no_args_is_help=True
+)
+app.add_typer(testbed, name="testbed")
+
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, WebP, GIF or BMP.")]
+Model = Annotated[str | None, typer.Option(help="testbed, a folder, or a Hub id in transformers format.")]
+Method = Annotated[str | None, typer.Option(help="A name of `sparsezip list methods`.")]
+Budget = Annotated[
+    int | None, typer.Option(help=f"Tokens per image, every one counted. {BUDGET} unless said otherwise.")
+]
+Tokens = Annotated[int | None, typer.Option(help="The longest answer, in tokens (the benchmark's own, or 16).")]
+Map = Annotated[Path | None, typer.Option("--map", help="Where to write a picture of kept and merged patches.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting: sparsezip.k_min=16, runner.limit=20.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file; docs/configuration.md tells its shape.")
+]
+
+
+@app.command()
+def ask(
+    image: ImageFile,
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    model: Model = None,
+    method: Method = None,
+    budget: Budget = None,
+    max_new_tokens: Tokens = None,
+    map_: Map = None,
+    set_: Sets = None,
+    config_: ConfigFile = None,
+) -> None:
+    """Answer a question about an image, and say what the answer cost."""
+    options = {"--model": model, "--method": method, "--budget": budget, "--max-new-tokens": max_new_tokens}
+    document, settings = _gather(config_, options, set_, ["sparsezip"])
+    (chosen,) = _methods(document, settings, None if config_ else BUDGET, at_most=1)
+    opened = _open(image, map_)
+    _quiet()
+    from .pipeline import load
+
+    vlm = load(settings.model.model_path, **_loading(settings))
+    answer = vlm.ask(opened, question, chosen, max_new_tokens=settings.model.max_new_tokens or 16)
+    typer.echo(answer.text)
+    mean = sum(answer.tokens_per_layer) / len(answer.tokens_per_layer)
+    typer.echo(f"{chosen.name}: {answer.tokens} of {answer.tokens_before} visual tokens; mean per LLM layer {mean:.1f}")
+    typer.echo(_milliseconds(answer.timing))
+    _draw(map_, opened, answer.maps)
+
+
+@app.command()
+def compress(
+    image: ImageFile,
+    question: Annotated[
+        str | None, typer.Option(help="For methods that read one; without it their text term is off.")
+    ] = None,
+    model: Model = None,
+    method: Method = None,
+    budget: Budget = None,
+    map_: Map = None,
+    set_: Sets = None,
+    config_: ConfigFile = None,
+) -> None:
+    """Run the vision tower and the method alone; the language model is not loaded."""
+    options = {"--model": model, "--method": method, "--budget": budget}
+    document, settings = _gather(config_, options, set_, ["sparsezip"])
+    (chosen,) = _methods(document, settings, None if config_ else BUDGET, at_most=1)
+    opened = _open(image, map_)
+    _quiet()
+    from .models.load import load_tower
+    from .pipeline import compress_images
+
+    tower = load_tower(settings.model.model_path, question=question is not None)
+    trace = compress_images(tower, [opened], chosen, question)
+    made = trace.images[0]
+    dropped = int((made.source < 0).sum())
+    typer.echo(
+        f"{chosen.name}: {made.tokens} tokens for {made.patches} patches ({made.grid[0]} x {made.grid[1]}): "
+        f"{made.K} kept, {made.patches - made.K - dropped} merged, {dropped} dropped"
+    )
+    typer.echo(f"kept: {' '.join(map(str, made.kept[:KEPT_SHOWN].tolist()))}{' ...' if made.K > KEPT_SHOWN else ''}")
+    typer.echo(_milliseconds(trace.stages))
+    _draw(map_, opened, made)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help=f"Names of `sparsezip list benchmarks`, by comma ({', '.join(config.Runner().dataset)})."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"Names of `sparsezip list methods`, by comma ({', '.join(COMPARED)}).")
+    ] = None,
+    budget: Budget = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the run; the same command goes on with it.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The benchmarks' files. Without it, sets of the testbed's scenes.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of the images, where it lies elsewhere.")] = None,
+    only: Annotated[str | None, typer.Option(help="Splits, subtasks or types, by comma: pope.random (all).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per benchmark, spread over its splits (all).")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="How questions are worded: llava, or bare for the testbed.")
+    ] = None,
+    max_new_tokens: Tokens = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Questions answered together (1, which measures latency).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of methods that draw, and of the testbed's own sets (0).")] = None,
+    scenes: Annotated[int | None, typer.Option(help="Size of the testbed's own sets (200).")] = None,
+    set_: Sets = None,
+    config_: ConfigFile = None,
+) -> None:
+    """Ask every method every question; show accuracy and latency side by side."""
+    options = {
+        "--model": model, "--benchmark": benchmark, "--method": method, "--budget": budget, "--out": out,
+        "--data": data, "--images": images, "--only": only, "--limit": limit, "--prompt": prompt,
+        "--max-new-tokens": max_new_tokens, "--batch-size": batch_size, "--seed": seed, "--scenes": scenes,
+    }  # fmt: skip
+    document, settings = _gather(config_, options, set_, COMPARED)
+    runner = settings.runner
+    groups = _groups(document, settings)
+    if runner.output_dir is None:
+        raise ConfigError("Say where the run is kept: --out DIR. The same command on the same folder goes on with it.")
+    folder = Path(runner.output_dir)
+    methods = _methods(document, settings, None if config_ else BUDGET)
+    _quiet()
+    from rich.console import Console
+
+    from .measure.evaluate import evaluate
+    from .measure.report import table
+
+    files = Path(runner.ann_path) if runner.ann_path else _own_sets(folder, runner.seed, runner.scenes)
+    if not (folder / "run.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(
+            config.dump(settings, {made.name: asdict(made) for made in methods}), encoding="utf-8"
+        )
+    results = evaluate(
+        settings.model.model_path,
+        runner.dataset,
+        methods,
+        folder,
+        data=files,
+        images=Path(runner.images) if runner.images else None,
+        only=groups,
+        limit=runner.limit,
+        prompt=runner.prompt,
+        max_new_tokens=settings.model.max_new_tokens,
+        batch_size=runner.batch_size,
+        config={"seed": runner.seed},
+        console=Console(stderr=True),
+        **_loading(settings),
+    )
+    table.show(results, Console())
+    typer.echo(f"Record, answers and results are in {folder}.")
+    raise typer.Exit(1 if results["failed"] else 0)
+
+
+class Listed(StrEnum):
+    """What can be listed, and the folder it is read from."""
+
+    methods = "methods"
+    models = "models"
+    benchmarks = "benchmarks"
+
+
+@app.command("list")
+def list_(what: Annotated[Listed, typer.Argument()]) -> None:
+    """One line for each method, model family or benchmark."""
+    room = f"measure.{what}" if what == Listed.benchmarks else what
+    registry: Registry = import_module(f"sparsezip.{room}").registry
+    width = max(map(len, registry.names()))
+    for name in registry.names():
+        typer.echo(f"{name:{width}}  {registry.header(name).splitlines()[0].removeprefix(f'{name}: ')}")
+
+
+@testbed.command("data")
+def make_data(
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    seed: Annotated[int, typer.Option(min=0, help="One seed gives the same files everywhere.")] = 0,
+    scenes: Annotated[int, typer.Option(min=1, help="Images with open questions; the other sets are smaller.")] = 200,
+) -> None:
+    """Write held-out scenes as image files, in the layouts of POPE, MME and DocVQA."""
+    from .testbed import sets
+
+    sets.write(out, seed, scenes)
+    typer.echo(f"pope, mme, docvqa and scenes are in {out}.")
+
+
+@testbed.command()
+def train(
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="In all; the same command goes on with a run that was killed.")
+    ] = 180,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Train the small model from nothing; the checkpoint ends in OUT/checkpoint."""
+    from .testbed.train import train
+
+    typer.echo(f"The checkpoint is in {train(out, minutes, threads=threads, report=typer.echo)}.")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        try:
+            typer.echo(f"sparsezip {version('sparsezip')}")
+        except PackageNotFoundError:
+            typer.echo("sparsezip, from a folder that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Exception as error:
+        if DEBUG:
+            raise
+        code, message = _failure(error)
+        if message:  # none: the help was shown instead
+            print(f"sparsezip: {' '.join(message.split())}", file=sys.stderr)
+        return code
+
+
+def _failure(error: Exception) -> tuple[int, str]:
+    """Exit code and message."""
+    if isinstance(error, SparsezipError):
+        return 2 if isinstance(error, UsageError) else 1, str(error)
+    if hasattr(error, "format_message"):  # typer's own: an option that is missing, unknown or no number
+        said = error.format_message().rstrip(".")
+        return 2, said and f"{said}. See --help."
+    if isinstance(error, OSError) and error.filename:
+        return 1, f"{error.filename}: {error.strerror}."
+    return 1, f"{type(error).__name__}: {error} (SPARSEZIP_DEBUG=1 shows where)"
+
+
+def _gather(
+    file: Path | None, options: dict[str, Any], sets: list[str] | None, methods: list[str]
+) -> tuple[Document, Settings]:
+    document, settings = config.gather(file, options, sets or [], methods)
+    for section in (settings.model, settings.runner):
+        for key in ("conv_mode", "warmup"):
+            if getattr(section, key, None) is not None:
+                typer.echo(f"Note: {key} is {type(section).model_fields[key].description}.", err=True)
+    return document, settings
+
+
+def _methods(document: Document, settings: Settings, default: int | None, at_most: int | None = None) -> list[Any]:
+    """The methods that run, built and checked. `default`: the budget where nothing says how many tokens are sent."""
+    from . import methods
+
+    names, chosen_by = settings.model.model_type, document.origin(("model", "model_type"))
+    if at_most and len(names) > at_most:
+        raise ConfigError(f"{chosen_by}: this command takes one method, not {', '.join(names)}.")
+    with _at(chosen_by):
+        kinds = [methods.registry.get(name) for name in names]
+    for name in settings.model.settings:
+        where = document.origin(("model", name))
+        if name not in methods.registry.names():
+            hint = nearest(name, [*config.Model.model_fields, *methods.registry.names()])
+            raise ConfigError(f'{where}: "{name}" is neither a key of section "model" nor a method.{hint}')
+        if name not in names and chosen_by != "--method":
+            raise ConfigError(f"{where}: settings of {name}, but what runs is {', '.join(names)}.")
+    if settings.model.budget is not None and not any(kind.takes_budget for kind in kinds):
+        raise ConfigError(f"{document.origin(('model', 'budget'))}: {', '.join(names)} takes no budget.")
+    return [_method(document, settings, kind, default) for kind in kinds]
+
+
+def _method(document: Document, settings: Settings, kind: Any, default: int | None) -> Any:
+    given = settings.of(kind.name)
+    known = asdict(kind())
+    document.check(("model", kind.name), known, kind.name)
+    if "seed" in known:
+        given.setdefault("seed", settings.runner.seed)
+    with _at(document.origin(("model", kind.name))):
+        made = kind(**given)
+        if not kind.takes_budget or made.budget is not None or made.keep_ratio is not None:
+            return made
+        sized = made.tokens(USUAL_PATCHES) != kind(paper=made.paper).tokens(USUAL_PATCHES)
+        return replace(made, budget=settings.model.budget or (None if sized else default))
+
+
+def _groups(document: Document, settings: Settings) -> dict[str, list[str]]:
+    """The benchmarks that run, each with the groups it is limited to."""
+    from .measure.benchmarks import registry
+
+    names = settings.runner.dataset
+    with _at(document.origin(("runner", "dataset"))):
+        for name in names:
+            registry.get(name)
+    groups: dict[str, list[str]] = {name: [] for name in names}
+    for wanted in settings.runner.only:
+        name, _, group = wanted.rpartition(".")
+        name = name or (names[0] if len(names) == 1 else "")
+        if name not in names:
+            raise ConfigError(
+                f"{document.origin(('runner', 'only'))}: {wanted} is no group of {', '.join(names)}. "
+                f"Write BENCHMARK.GROUP, as in {names[0]}.{group}."
+            )
+        groups[name].append(group)
+    return groups
+
+
+def _loading(settings: Settings) -> dict[str, Any]:
+    """What a model is opened with."""
+    chosen = settings.runner.attn_implementation
+    return {"attn_implementation": chosen} if chosen else {}
+
+
+def _own_sets(folder: Path, seed: int, scenes: int) -> Path:
+    """The testbed's own sets, made once per run folder. Raises RunMismatchError where a run has others."""
+    from .testbed import sets
+
+    made = folder / f"sets-seed{seed}-scenes{scenes}"
+    if not made.exists():
+        if (folder / "run.json").exists():
+            raise RunMismatchError(f"{folder} holds a different run: it has no {made.name}. Choose another folder.")
+        typer.echo(f"Making the testbed's own sets in {made}.", err=True)
+        partial = made.with_suffix(".partial")
+        sets.write(partial, seed, scenes)
+        partial.rename(made)
+    return made
+
+
+def _open(image: Path, map_: Path | None) -> Any:
+    from .images import open_image
+
+    if map_ is not None and (map_.suffix.lower() not in PICTURES or not map_.absolute().parent.is_dir()):
+        raise SettingError(f"--map {map_}: name a {', '.join(PICTURES)} file in a folder that exists.")
+    return open_image(image)
+
+
+def _draw(map_: Path | None, image: Any, trace: Any) -> None:
+    from .measure.report import token_map
+
+    if map_ is not None:
+        token_map.draw(image, trace.kept, trace.source, trace.grid).save(map_)
+        typer.echo(f"The picture is {map_}.")
+
+
+def _milliseconds(stages: dict[str, float]) -> str:
+    return "ms: " + ", ".join(f"{stage} {took:.1f}" for stage, took in stages.items())
+
+
+def _quiet() -> None:
+    """Keep other libraries' advice and progress bars off the terminal; errors come through."""
+    if not DEBUG:
+        from transformers.utils import logging
+
+        warnings.simplefilter("ignore")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say where the request that cannot be met was made."""
+    try:
+        yield
+    except UsageError as error:
+        raise ConfigError(f"{place}: {error}") from error
