@@ -20,9 +20,9 @@ class Template:
 
     @classmethod
     def of(cls, processor: Any, default: str) -> "Template":
-        """The processor's chat template, or `default` (with "{question}" in it) where it has none."""
+        """The processor's chat template, or `default` (with "<image>" and "{question}" in it) where it has none."""
         if getattr(processor, "chat_template", None) is None:
-            before, after = default.split("{question}")
+            before, after = default.replace("<image>", "").split("{question}")
             return cls(before.strip(), after.strip())
         user, assistant = (
             {"role": role, "content": [{"type": "text", "text": _MARK}]} for role in ("user", "assistant")
