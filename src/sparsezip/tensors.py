@@ -130,13 +130,15 @@ class Compressed:
         return [len(features) for features in self.features]
 
     @classmethod
-    def selection(cls, captures: Captures, kept: list[Int[Tensor, "_"]]) -> "Compressed":
-        """Send the `kept` patches (ascending indices, one tensor per image) as they are and drop all others."""
-        source = torch.full((captures.images, captures.patches), -1, device=captures.features.device)
-        for row, indices in zip(source, kept, strict=True):
-            row[indices] = torch.arange(len(indices), device=row.device)
-        features = [patches[indices] for patches, indices in zip(captures.patch_features, kept, strict=True)]
-        return cls(features=features, kept=kept, source=list(source))
+    def selection(cls, captures: Captures, kept: list[Int[Tensor, "_"]], *, with_cls: bool = False) -> "Compressed":
+        """Send the `kept` patches (ascending indices) as they are, behind CLS if `with_cls`, and drop all others."""
+        features, source = [], []
+        for rows, patches, indices in zip(captures.features, captures.patch_features, kept, strict=True):
+            features.append(torch.cat([rows[: int(with_cls)], patches[indices]]))
+            place = torch.full((captures.patches,), -1, device=indices.device)
+            place[indices] = torch.arange(len(indices), device=indices.device) + int(with_cls)
+            source.append(place)
+        return cls(features=features, kept=kept, source=source)
 
     @classmethod
     def everything(cls, captures: Captures) -> "Compressed":

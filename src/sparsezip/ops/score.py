@@ -1,0 +1,118 @@
+"""What each patch is worth. Every score is computed in float32, per image, whatever the batch and the input dtype.
+
+Source of the hybrid score: SparseZip (Geppert, Chen, Mittal, Maheen Aboobacker, 2025).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+RESOLUTION = 1e-6  # of float32, with room for the sums: a spread below it is rounding, not signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alphas:
+    """Weights of the three terms of the hybrid score."""
+
+    attn: float = 1.0
+    entropy: float = 0.8
+    mutual: float = 1.0
+
+
+def salience(cls_attention: Float[Tensor, "image head patch"]) -> Float[Tensor, "image patch"]:
+    """Mean over heads of the CLS attention to each patch."""
+    return cls_attention.float().mean(1)
+
+
+def detail(keys: Float[Tensor, "image patch key"], tau_feat: float) -> Float[Tensor, "image patch"]:
+    """Entropy of softmax(key / tau_feat), as a share of the largest possible one: 0 to 1."""
+    return entropy(torch.softmax(keys.float() / tau_feat, -1)) / math.log(max(keys.shape[-1], 2))
+
+
+def mutual(keys: Float[Tensor, "image patch key"], tau_sim: float) -> Float[Tensor, "image patch"]:
+    """Mutual-information proxy: 1 - entropy of softmax(cosine to the other patches / tau_sim) / log(patch).
+
+    1 says that one other patch alone resembles this one, 0 that all others resemble it equally.
+    """
+    if keys.shape[1] == 1:
+        return keys.new_zeros(keys.shape[:2], dtype=torch.float32)
+    similarity = cosine(keys, keys) / tau_sim
+    similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    return 1 - entropy(torch.softmax(similarity, -1)) / math.log(keys.shape[1])
+
+
+def relevance(
+    features: Float[Tensor, "image patch dim"], query: Float[Tensor, "image dim"]
+) -> Float[Tensor, "image patch"]:
+    """Softmax over the patches of <query, feature> / sqrt(dim), the query being text carried into the tower's space."""
+    return torch.softmax(pairs(features, query[:, None])[..., 0] / math.sqrt(features.shape[-1]), -1)
+
+
+def hybrid(
+    cls_attention: Float[Tensor, "image head patch"],
+    keys: Float[Tensor, "image _ key"],
+    *,
+    alphas: Alphas | Mapping[str, float],
+    tau_feat: float,
+    tau_sim: float,
+    relevance: Float[Tensor, "image patch"] | None = None,
+    cross_beta: float = 0.0,
+) -> Float[Tensor, "image patch"]:
+    """alphas.attn z(salience) + alphas.entropy z(detail) + alphas.mutual z(mutual) + cross_beta z(relevance).
+
+    `keys` may hold the CLS row in front; it is left out. z is the z-score over the patches of one image. A term whose
+    weight is 0 is not computed.
+    """
+    alphas = alphas if isinstance(alphas, Alphas) else Alphas(**alphas)
+    patches = cls_attention.shape[-1]
+    keys = keys[:, -patches:]
+    score = keys.new_zeros((len(keys), patches), dtype=torch.float32)
+    if alphas.attn:
+        score = score + alphas.attn * zscore(salience(cls_attention), RESOLUTION / patches)
+    if alphas.entropy:
+        score = score + alphas.entropy * zscore(detail(keys, tau_feat))
+    if alphas.mutual:
+        score = score + alphas.mutual * zscore(mutual(keys, tau_sim))
+    if cross_beta and relevance is not None:
+        score = score + cross_beta * zscore(relevance, RESOLUTION / patches)
+    return score
+
+
+def zscore(values: Float[Tensor, "image patch"], resolution: float = RESOLUTION) -> Float[Tensor, "image patch"]:
+    """Z-score over the patches of each image (unbiased deviation); 0 where the spread is below `resolution`."""
+    wide = values.double()  # so that the statistics do not depend on how a batch is summed
+    centred = wide - wide.mean(-1, keepdim=True)
+    spread = (centred.square().sum(-1, keepdim=True) / max(values.shape[-1] - 1, 1)).sqrt()
+    return torch.where(spread <= resolution, 0, centred / spread).float()  # NaN stays NaN
+
+
+def entropy(probabilities: Float[Tensor, "*rows choice"]) -> Float[Tensor, "*rows"]:
+    """Shannon entropy of each row, in nats."""
+    terms: Tensor = torch.special.entr(probabilities)
+    return terms.sum(-1)
+
+
+def cosine(
+    left: Float[Tensor, "image left key"], right: Float[Tensor, "image right key"]
+) -> Float[Tensor, "image left right"]:
+    """Cosine similarity of every left with every right vector, in float32; 0 for a zero vector."""
+    return pairs(unit(left), unit(right))
+
+
+def unit(vectors: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
+    """The vectors at length 1, in float32."""
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+
+def pairs(
+    left: Float[Tensor, "image left key"], right: Float[Tensor, "image right key"]
+) -> Float[Tensor, "image left right"]:
+    """Inner product of every left with every right vector, in float32.
+
+    One product per image: a batched one may round differently for another batch size.
+    """
+    return torch.stack([rows.float() @ columns.float().mT for rows, columns in zip(left, right, strict=True)])
