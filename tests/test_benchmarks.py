@@ -187,16 +187,40 @@ def ids(samples):
 
 
 def test_a_limit_is_spread_over_the_groups():
-    samples = numbered(("a", 5), ("b", 1), ("c", 5))
-    assert ids(spread(samples, 7)) == ["a0", "a1", "a2", "b0", "c0", "c1", "c2"]
-    assert ids(spread(samples, 2)) == ["a0", "b0"]
-    assert ids(spread(samples, None)) == ids(spread(samples, 99)) == ids(samples)
+    samples = numbered(("a", 50), ("b", 1), ("c", 50))
+    for limit, counts in {7: (3, 1, 3), 2: (1, 1, 0), 60: (30, 1, 29)}.items():
+        taken = spread(samples, limit)
+        assert tuple([sample.group for sample in taken].count(group) for group in "abc") == counts
+        assert taken == [sample for sample in samples if sample in taken]
+    assert spread(samples, None) == spread(samples, 101) == samples
+
+
+def test_a_limit_draws_the_same_questions_each_time_and_not_the_first():
+    samples = numbered(("a", 100))
+    few, more = ids(spread(samples, 10)), ids(spread(samples, 30))
+    assert few == ids(spread(samples, 10))
+    assert set(few) < set(more)
+    assert few != [f"a{number}" for number in range(10)]
 
 
 def test_a_limit_never_parts_a_pair():
-    samples = numbered(("a", 4), ("b", 4))
-    assert ids(spread(samples, 5, together=2)) == ["a0", "a1", "b0", "b1"]
-    assert ids(spread(samples, 1, together=2)) == ["a0", "a1"]
+    samples = numbered(("a", 8), ("b", 8))
+    taken = ids(spread(samples, 5, together=2))
+    assert len(taken) == 4
+    assert [int(number[1:]) % 2 for number in taken] == [0, 1, 0, 1]
+    assert {number[0] for number in taken} == {"a", "b"}
+    assert len(spread(samples, 1, together=2)) == 2
+
+
+def test_a_limit_leaves_pope_balanced(tmp_path):
+    for split in ("random", "popular", "adversarial"):
+        pope_file(tmp_path, split, [{**row, "label": ("yes", "no")[n % 2]} for n, row in enumerate(pope_rows(60))])
+    for number in range(10):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"COCO_val2014_{number:012d}.jpg")
+    pope = benchmark("pope")
+    taken = spread(pope.samples(tmp_path), 30, pope.together)
+    assert [sample.references for sample in taken].count(["yes"]) == 15
+    assert len({sample.image for sample in taken}) > 6
 
 
 # -- the benchmarks of this package --------------------------------------------------------------------------------

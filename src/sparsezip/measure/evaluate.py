@@ -52,8 +52,13 @@ RECORDED = ("torch", "transformers", "numpy", "pillow", "sparsezip")
 class Model(Protocol):
     """What is evaluated: `sparsezip.load` returns one."""
 
-    name: str
-    revision: str
+    @property
+    def name(self) -> str:
+        """As it was asked for."""
+
+    @property
+    def revision(self) -> str:
+        """Which weights it has."""
 
     def answer(
         self, images: list[Image.Image], questions: list[str], method: Method, max_new_tokens: int

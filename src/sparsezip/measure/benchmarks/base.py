@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,7 +47,7 @@ class Benchmark(ABC):
     ]  # scores of the table with their headings; "... %" marks a fraction; the first two are its summary
     headline: ClassVar[str]  # the score that is compared with keep_all
     max_new_tokens: ClassVar[int] = 16
-    together: ClassVar[int] = 1  # so many consecutive questions only score together; a limit never parts them
+    together: ClassVar[int] = 1  # so many consecutive questions of a group stay together under a limit
     image_folders: ClassVar[tuple[str, ...]] = ("images", "")  # below the folder of the benchmark
 
     @abstractmethod
@@ -124,20 +125,28 @@ class Benchmark(ABC):
 
 
 def spread(samples: Sequence[Sample], limit: int | None, together: int = 1) -> list[Sample]:
-    """At most `limit` samples, taken in turn from each group, in their old order. None: all."""
+    """At most `limit` samples, in turn from each group, in their old order; None means all.
+
+    Which ones of a group is drawn by a hash of their ids: the same every time, a larger limit adds to a smaller one,
+    and many images are met, where the first samples of a file would be all questions on a few.
+    """
     if limit is None or limit >= len(samples):
         return list(samples)
-    queues: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
-        queues.setdefault(sample.group, []).append(index)
+        groups.setdefault(sample.group, []).append(index)
+    queues = []
+    for group in groups.values():
+        units = [group[start : start + together] for start in range(0, len(group), together)]
+        queues.append(sorted(units, key=lambda unit: sha256(samples[unit[0]].id.encode()).digest(), reverse=True))
     taken: list[int] = []
     room = max(limit, together)
-    while room >= together and any(queues.values()):
-        for queue in queues.values():
+    while room >= together and any(queues):
+        for queue in queues:
             if queue and room >= together:
-                taken += queue[:together]
-                room -= len(queue[:together])
-                del queue[:together]
+                unit = queue.pop()
+                taken += unit
+                room -= len(unit)
     return [samples[index] for index in sorted(taken)]
 
 

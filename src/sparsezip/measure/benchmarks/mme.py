@@ -47,7 +47,7 @@ class Mme(Benchmark):
         "cognition": "cognition",
     }
     headline = "accuracy"
-    together = 2
+    together = 2  # accuracy+ is about both questions on an image
     image_folders = ("", "MME_Benchmark_release_version")
 
     def read(self, roots: Sequence[Path], only: Sequence[str]) -> list[Entry]:

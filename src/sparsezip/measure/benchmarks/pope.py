@@ -43,6 +43,7 @@ class Pope(Benchmark):
         "yes_ratio": "yes %",
     }
     headline = "accuracy"
+    together = 2  # a yes and a no, so that a part of the questions is balanced like the whole
     image_folders = ("images", "val2014", "")
 
     def read(self, roots: Sequence[Path], only: Sequence[str]) -> list[Entry]:
