@@ -1,17 +1,22 @@
 """Write docs/methods.md from the headers of the method files: `python docs/generate.py`."""
 
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
+
+import yaml
 
 from sparsezip.methods import registry
 
 PAGE = Path(__file__).parent / "methods.md"
+COMMON = ("budget", "keep_ratio", "paper")
+FIELDS = ("Paper", "Code", "Parity", "Differs")
 INTRO = """\
 # Methods
 
 Written by `docs/generate.py` from the headers of the files in `src/sparsezip/methods`.
 Every method also takes `budget` (tokens per image, all of them counted), `keep_ratio` (the same as a share of the
 patches) and `paper` (the published formulas, defaults and quirks; what it changes stands under *Differs*).
+The block below a method holds its own settings with their defaults.
 """
 
 
@@ -21,18 +26,19 @@ def page() -> str:
 
 
 def _section(name: str) -> str:
-    sentence, *rest = registry.header(name).split("\n")
-    lines = [f"## {name}", "", sentence.removeprefix(f"{name}: "), ""]
+    sentence, *rest = registry.header(name).removeprefix(f"{name}: ").split("\n")
+    lines = [f"## {name}", "", sentence[0].upper() + sentence[1:], ""]
     for line in filter(None, rest):
         key, colon, text = line.partition(": ")
-        lines.append(f"- **{key}**: {text}" if colon and key.istitle() and " " not in key else f"  {line.strip()}")
-    kind = registry.get(name)
-    settings = [field for field in fields(kind) if field.name not in ("budget", "keep_ratio", "paper")]
+        lines.append(f"- **{key}**: {text}" if colon and key in FIELDS else f"  {line.strip()}")
+    settings = {key: value for key, value in asdict(registry.get(name)()).items() if key not in COMMON}
     if settings:
-        lines.append(
-            f"- **Settings**: {', '.join(f'`{field.name}={getattr(kind(), field.name)!r}`' for field in settings)}"
-        )
+        lines += ["", "```yaml", *(f"{key}: {_flow(value)}" for key, value in settings.items()), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _flow(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=200).removesuffix("...\n").strip()
 
 
 if __name__ == "__main__":
