@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .questions import YES_NO, Asked, ask
-from .scenes import CHARS, COLORS, SHAPES, Scene
+from .scenes import CHARS, COLORS, GRID, SHAPES, Scene
 
 # How often each type is asked. Counting, position and reading get a small share: this level does not teach them.
 MIX = {
@@ -49,10 +49,9 @@ class Turns:
 
 def questions_for(scene: Scene, rng: random.Random, turns: int) -> list[Asked]:
     """A mix of questions that the scene allows."""
-    types, weights = list(MIX), list(MIX.values())
-    asked: list[Asked] = []
-    if scene.form:
-        types, weights = ["field"], [1.0]
+    # A window does not know where on the canvas it lies; a form has nothing but fields.
+    types = ["field"] if scene.form else [t for t in MIX if scene.grid == GRID or not t.startswith("position")]
+    weights, asked = [MIX[t] for t in types], list[Asked]()
     while len(asked) < turns:
         if question := ask(scene, rng.choices(types, weights)[0], rng):
             text = question.text

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,20 +18,21 @@ from .sets import held_out
 
 
 @torch.no_grad()
-def score(checkpoint: Path, per_type: int = 400, seed: int = 1, threads: int = 2) -> dict[str, dict[str, Any]]:
+def score(
+    checkpoint: Path, per_type: int = 400, seed: int = 1, only: Sequence[str] = TYPES
+) -> dict[str, dict[str, Any]]:
     """Exact-match accuracy on `per_type` questions of each type, about scenes of 4 to 8 things never seen in training.
 
     Per type: n, accuracy, blind (the same questions with noise for the image), majority (the share of the commonest
     answer) and, for yes/no types, yes_recall and no_recall. Existence questions are half true; half of the false ones
     share a colour or a shape with something in the scene.
     """
-    torch.set_num_threads(threads)
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
     noise = torch.Generator().manual_seed(seed)
-    rows: dict[str, list[tuple[str, str, str]]] = {t: [] for t in TYPES}  # answer, prediction, blind prediction
+    rows: dict[str, list[tuple[str, str, str]]] = {t: [] for t in only}  # answer, prediction, blind prediction
     for i in range(40 * per_type):
-        wanted = [t for t in TYPES if len(rows[t]) < per_type]
+        wanted = [t for t in only if len(rows[t]) < per_type]
         if not wanted:
             break
         rng = random.Random(f"{seed}/score/{i}/questions")

@@ -1,0 +1,105 @@
+"""The training script: packing, resuming, a minute's worth of learning; and the checkpoint that ships."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from sparsezip.testbed import checkpoint_path
+from sparsezip.testbed.packing import Words, pack
+from sparsezip.testbed.scenes import Difficulty, make
+from sparsezip.testbed.score import score
+from sparsezip.testbed.train import STAGES, Trainer, answer_loss, encode, pixels, train
+
+
+def test_packed_turns_equal_each_question_asked_alone(tmp_path):
+    trainer = Trainer(tmp_path, "tune", minutes=1)
+    scene = make("train", 5, grid=8, difficulty=Difficulty(objects=(3, 4), distractors=(0, 1), sign=0.0))
+    turns = pack([scene], trainer.words, random.Random(0), turns=3)
+    visual = torch.randn(1, 64, 192)
+    with torch.no_grad():
+        packed, _ = answer_loss(trainer.model, turns, visual, 0.0)
+        alone, count = 0.0, 0
+        for asked in turns.asked[0]:
+            prompt = [*trainer.words.prefix, *[trainer.words.image] * 64, *trainer.words.suffix]
+            prompt += trainer.words.encode(f"{asked.text} ASSISTANT:")
+            answer = [*trainer.words.encode(f" {asked.answer}"), trainer.words.eos]
+            embeds = trainer.model.get_input_embeddings()(torch.tensor([prompt + answer]))
+            start = len(trainer.words.prefix)
+            embeds[:, start : start + 64] = visual
+            stock = trainer.model.model.language_model
+            stock.config._attn_implementation = "sdpa"
+            logits = trainer.model.lm_head(stock(inputs_embeds=embeds).last_hidden_state)[0, -len(answer) - 1 : -1]
+            stock.config._attn_implementation = "testbed_training"
+            alone += torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
+            count += len(answer)
+    assert packed.item() == pytest.approx(alone / count, rel=1e-5)
+
+
+def test_windows_at_full_size_equal_the_stock_tower(tmp_path):
+    trainer = Trainer(tmp_path, "tower", minutes=1)
+    images = pixels([make("train", 1)])
+    with torch.no_grad():
+        stock = trainer.model.model.vision_tower(images, output_hidden_states=True).hidden_states[-2]
+        assert torch.equal(encode(trainer.model, images), stock)
+
+
+def test_pixels_equal_the_processors(tmp_path):
+    from PIL import Image
+
+    from sparsezip.testbed.model import make_processor
+    from sparsezip.testbed.scenes import draw
+
+    scene = make("train", 2)
+    processed = make_processor().image_processor(Image.fromarray(draw(scene)), return_tensors="pt").pixel_values
+    torch.testing.assert_close(processed, pixels([scene]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["tower", "oracle"])
+def test_a_resumed_stage_equals_an_unbroken_one(tmp_path, stage):
+    unbroken = Trainer(tmp_path / "one", stage, minutes=1e6)
+    list(unbroken.run(max_steps=4))
+    list(Trainer(tmp_path / "two", stage, minutes=1e6).run(max_steps=2))
+    resumed = Trainer(tmp_path / "two", stage, minutes=1e6)
+    assert resumed.step == 2
+    list(resumed.run(max_steps=4))
+    for name, parameter in unbroken.trained.items():
+        assert torch.equal(parameter, resumed.trained[name]), name
+
+
+def test_a_smoke_training_learns_and_exports_a_stock_checkpoint(tmp_path):
+    lines = []
+    folder = train(tmp_path, minutes=1.0, report=lines.append)
+    assert {line.split(":")[0] for line in lines} >= {"tower"}
+    what = [float(line.split("what ")[1].split()[0]) for line in lines if line.startswith("tower")]
+    assert what[-1] < 0.9 * what[0]
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    assert model.config.image_seq_length == 576
+    assert (tmp_path / "tune" / "state.safetensors").exists()
+    assert set(STAGES) == {p.name for p in tmp_path.iterdir()} - {"checkpoint"}
+
+
+def test_the_shipped_checkpoint_is_a_small_stock_llava():
+    folder = checkpoint_path()
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 40e6
+    assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    assert type(AutoProcessor.from_pretrained(folder)).__name__ == "LlavaProcessor"
+    vision = model.config.vision_config
+    assert (vision.model_type, vision.image_size, vision.patch_size) == ("clip_vision_model", 336, 14)
+
+
+def test_the_shipped_checkpoint_sees():
+    figures = score(checkpoint_path(), per_type=60, seed=99, only=("color", "shape", "exist"))
+    for type_ in ("color", "shape", "exist"):  # the card has the real figures; 60 questions have an error of .04
+        assert figures[type_]["accuracy"] > 0.75
+        assert figures[type_]["blind"] < figures[type_]["majority"] + 0.2
+    assert figures["exist"]["yes_recall"] > 0.7
+    assert figures["exist"]["no_recall"] > 0.7
+
+
+def test_words_name_single_tokens(tmp_path):
+    words = Words(AutoProcessor.from_pretrained(checkpoint_path()).tokenizer)
+    assert len(set(words.what.tolist())) == len(words.what)
+    assert len(set(words.color.tolist())) == len(words.color)
