@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def spread(values: Iterable[float | None]) -> dict[str, float] | None:
+def spread(values: Iterable[int | float | None]) -> dict[str, float] | None:
     """{"median", "p10", "p90"} of what was measured; None where nothing was."""
     measured = [value for value in values if value is not None]
     if not measured:

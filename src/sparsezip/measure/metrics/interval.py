@@ -19,12 +19,12 @@ Z95 = 1.959963984540054
 class Estimate:
     """A score and what it rests on. `value` is None where nothing was measured."""
 
-    value: float | None
+    value: int | float | None
     n: int  # questions it rests on
     pull: Mapping[str, float]  # by image: how far its questions move the value
-    low: float = 0.0  # no value of the score can lie below
-    high: float = 1.0
-    reach: float = 1.0  # how far the value could move if every image were the opposite
+    low: int | float = 0.0  # no value of the score can lie below
+    high: int | float = 1.0
+    reach: int | float = 1.0  # how far the value could move if every image were the opposite
 
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval, or None with fewer than two images.
@@ -54,14 +54,14 @@ class Estimate:
         pull = _combined(self.pull, other.pull, -1.0)
         return Estimate(self.value - other.value, min(self.n, other.n), pull, low, high, max(self.reach, other.reach))
 
-    def __mul__(self, factor: float) -> "Estimate":
+    def __mul__(self, factor: int | float) -> "Estimate":
         if self.value is None:
             return self
         pull = {image: factor * pull for image, pull in self.pull.items()}
         return Estimate(factor * self.value, self.n, pull, factor * self.low, factor * self.high, factor * self.reach)
 
 
-def ratio(parts: Iterable[tuple[str, float, float]]) -> Estimate:
+def ratio(parts: Iterable[tuple[str, int | float, int | float]]) -> Estimate:
     """sum(numerator) / sum(denominator) over (image, numerator, denominator) of each question."""
     parts = list(parts)
     total = sum(denominator for _, _, denominator in parts)
@@ -74,7 +74,7 @@ def ratio(parts: Iterable[tuple[str, float, float]]) -> Estimate:
     return Estimate(value, sum(denominator > 0 for _, _, denominator in parts), dict(pull))
 
 
-def mean(values: Iterable[tuple[str, float]]) -> Estimate:
+def mean(values: Iterable[tuple[str, int | float]]) -> Estimate:
     """The mean over (image, value) of each question; values lie in 0 to 1."""
     return ratio((image, value, 1.0) for image, value in values)
 

@@ -71,7 +71,7 @@ def _lmms_eval(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _share(part: float, whole: float) -> float | None:
+def _share(part: int | float, whole: int | float) -> float | None:
     return part / whole if whole else None
 
 

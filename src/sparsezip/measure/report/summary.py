@@ -143,7 +143,7 @@ def _shown(estimate: Estimate) -> dict[str, float | None]:
     return {"value": estimate.value, "low": low, "high": high}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[int | float | None]) -> float | None:
     measured = [value for value in values if value is not None]
     return fmean(measured) if measured else None
 

@@ -170,27 +170,27 @@ def _value(benchmark: Mapping[str, Any], scores: Mapping[str, Any], score: str) 
     return _number(scores[score]["value"], _percent(benchmark, score))
 
 
-def _number(value: float | None, percent: bool, sign: str = "") -> str:
+def _number(value: int | float | None, percent: bool, sign: str = "") -> str:
     return NOT_MEASURED if value is None else f"{value * (100 if percent else 1):{sign}.1f}"
 
 
-def _between(score: Mapping[str, float | None], percent: bool, sign: str = "") -> str:
+def _between(score: Mapping[str, Any], percent: bool, sign: str = "") -> str:
     if score["low"] is None:
         return NOT_MEASURED
     return f"{_number(score['low'], percent, sign)} to {_number(score['high'], percent, sign)}"
 
 
-def _difference(score: Mapping[str, float | None] | None, percent: bool) -> str:
+def _difference(score: Mapping[str, Any] | None, percent: bool) -> str:
     if score is None or score["value"] is None:
         return NOT_MEASURED
     return f"{_number(score['value'], percent, '+')} ({_between(score, percent, '+')})"
 
 
-def _median(latency: Mapping[str, float] | None) -> str:
+def _median(latency: Mapping[str, Any] | None) -> str:
     return f"{latency['median']:.1f}" if latency else NOT_MEASURED
 
 
-def _range(values: Sequence[float | None]) -> str:
+def _range(values: Sequence[int | float | None]) -> str:
     """One number where the benchmarks agree, else the smallest and the largest."""
     shown = sorted({round(value, 1) for value in values if value is not None})
     if not shown:
