@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import BudgetError, SettingError, UnknownNameError, UnsupportedModelError
 from ..registry import nearest
 from ..tensors import Captures, Compressed, Question
 
 Questions = list[Question | None]
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +27,28 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        for field in fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
-            where = f"{type(self).__name__}: {field.name}"
-            if isinstance(hint, type) and is_dataclass(hint):
-                if isinstance(value, Mapping):
-                    object.__setattr__(self, field.name, _group(hint, value, where))
-                elif not isinstance(value, hint):
-                    raise SettingError(f"{where} = {value!r}. Give a mapping of its settings.")
-                continue
-            try:
-                TypeAdapter(hint).validate_python(value, strict=True)
-            except ValidationError as error:
-                message = error.errors()[0]["msg"]
-                raise SettingError(f"{where} = {value!r}. {message.replace('Input', 'It', 1)}.") from None
+        _check(self, type(self).__name__)
+
+
+def _check(group: Any, title: str) -> None:
+    """Every value fits its annotation; mappings become the groups they stand for."""
+    hints = typing.get_type_hints(type(group), include_extras=True)
+    for field in fields(group):
+        value, hint = getattr(group, field.name), hints[field.name]
+        where = f"{title}: {field.name}"
+        if isinstance(hint, type) and is_dataclass(hint):
+            if isinstance(value, Mapping):
+                value = _group(hint, value, where)
+                object.__setattr__(group, field.name, value)
+            elif not isinstance(value, hint):
+                raise SettingError(f"{where} = {value!r}. Give a mapping of its settings.")
+            _check(value, where)
+            continue
+        try:
+            TypeAdapter(hint, config=_FINITE).validate_python(value, strict=True)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise SettingError(f"{where} = {value!r}. {message.replace('Input', 'It', 1)}.") from None
 
 
 def _group(kind: type, given: Mapping[str, Any], where: str) -> Any:
