@@ -244,13 +244,14 @@ def train(
     typer.echo(f"The checkpoint is in {train(out, minutes, threads=threads, report=typer.echo)}.")
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
         try:
             typer.echo(f"sparsezip {version('sparsezip')}")
         except PackageNotFoundError:
             typer.echo("sparsezip, from a folder that is not installed")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

@@ -1,0 +1,456 @@
+"""The command line: what it prints, what it writes, and the one line and exit code of everything that cannot be met."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from tiny_vlm import make_model, make_processor, picture
+from transformers.utils import logging
+
+from sparsezip import cli, pipeline
+from sparsezip.errors import FailureError
+from sparsezip.testbed import sets
+
+SRC = Path(cli.__file__).parents[1]
+PATCHES = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    make_model().save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    sets.write(folder, 0, 2)
+    return folder
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    picture(1, 56).save(path)
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command in this process; its exit code, output, and lines on stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, list[str]]:
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    verbosity = logging.get_verbosity()  # the command line turns it down for its process
+    yield run
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """A model that must not be opened: what cannot be met is said before."""
+
+    def opened(*_: object, **__: object):
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(pipeline, "load", opened)
+    monkeypatch.setattr("sparsezip.models.load.load_tower", opened)
+
+
+def process(*arguments: object, **options) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(SRC), "SPARSEZIP_DEBUG": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sparsezip", *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+# -- ask and compress ----------------------------------------------------------------------------------------------
+
+
+def test_ask_prints_the_answer_and_what_it_cost(run, model, image, tmp_path):
+    drawn = tmp_path / "map.png"
+    code, out, err = run("ask", image, "Is there a star?", "--model", model, "--budget", 6, "--map", drawn)
+    assert (code, err) == (0, [])
+    answer, tokens, stages, _ = out.splitlines()
+    expected = pipeline.load(model).ask(image, "Is there a star?", cli_method("sparsezip", budget=6))
+    assert answer == expected.text
+    assert tokens == "sparsezip: 6 of 16 visual tokens; mean per LLM layer 6.0"
+    assert {"tower", "compress", "project", "prefill", "decode", "total"} <= {
+        part.split()[0] for part in stages[4:].split(", ")
+    }
+    assert Image.open(drawn).size[0] > 56
+
+
+def cli_method(name: str, **settings):
+    from sparsezip import methods
+
+    return methods.method(name, **settings)
+
+
+def test_ask_takes_a_published_file_with_overrides(run, model, image, tmp_path):
+    file = tmp_path / "visionzip.yaml"
+    file.write_text(
+        "model:\n  model_type: llava_vzip\n  model_path: liuhaotian/llava-v1.5-7b\n  temperature: 0.0\n"
+        "  max_new_tokens: 3\n  dominant: 5\n  contextual: 2\nrunner: {dataset: mme, warmup: 3, seed: 42}\n"
+    )
+    code, out, err = run("ask", image, "Why?", "--config", file, "--set", f"model.model_path={model}")
+    assert code == 0
+    assert "visionzip: 7 of 16" in out
+    assert err == ["Note: warmup is not used: every benchmark's first batch is a warm-up."]
+    code, out, _ = run("ask", image, "Why?", "--config", file, "--model", model, "--set", "contextual=3")
+    assert "visionzip: 8 of 16" in out
+    code, out, _ = run("ask", image, "Why?", "--config", file, "--model", model, "--method", "keep_all")
+    assert "keep_all: 16 of 16" in out
+
+
+def test_the_original_format_is_answered_with_its_twin(run, image):
+    code, _, err = run("ask", image, "Why?", "--model", "liuhaotian/llava-v1.5-7b")
+    assert code == 2
+    assert "llava-hf/llava-1.5-7b-hf" in err[0]
+
+
+def test_compress_runs_the_tower_alone(run, model, image, monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "load", lambda *_, **__: pytest.fail("the language model was loaded"))
+    drawn = tmp_path / "map.png"
+    for question in ([], ["--question", "Is there a star?"]):
+        code, out, err = run("compress", image, "--model", model, "--budget", 6, "--map", drawn, *question)
+        assert (code, err) == (0, [])
+        counted, kept, stages, _ = out.splitlines()
+        assert counted == "sparsezip: 6 tokens for 16 patches (4 x 4): 5 kept, 11 merged, 0 dropped"
+        assert len(kept.split()) == 6
+        assert "tower" in stages
+    assert drawn.exists()
+
+
+def test_a_budget_of_all_patches_or_more_means_all_patches(run, model, image):
+    for budget in ([], ["--budget", PATCHES], ["--budget", 1000]):  # 64 unless said otherwise
+        code, out, _ = run("compress", image, "--model", model, "--method", "visionzip", *budget)
+        assert code == 0
+        assert "visionzip: 16 tokens for 16 patches (4 x 4): 16 kept, 0 merged, 0 dropped" in out
+
+
+def test_settings_that_say_how_many_tokens_replace_the_usual_budget(run, model, image):
+    _, out, _ = run("compress", image, "--model", model, "--method", "visionzip",
+                    "--set", "dominant=5", "--set", "visionzip.contextual=2")  # fmt: skip
+    assert "visionzip: 7 tokens" in out
+
+
+# -- eval ----------------------------------------------------------------------------------------------------------
+
+
+def test_eval_shows_and_keeps_what_it_measured(run, model, data, tmp_path):
+    folder = tmp_path / "run"
+    wanted = ["eval", "--model", model, "--benchmark", "pope,scenes", "--method", "keep_all,visionzip", "--budget", 6,
+              "--data", data, "--limit", 4, "--only", "pope.random,pope.popular", "--out", folder]  # fmt: skip
+    code, out, err = run(*wanted)
+    assert code == 0
+    assert all(word in out for word in ("POPE ms", "keep_all", "visionzip", "95 % interval"))
+    assert any("answers" in line for line in err)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["methods"]["visionzip"]["budget"] == 6
+    assert record["config"]["methods"]["keep_all"]["budget"] is None
+    assert record["config"]["only"]["pope"] == ["random", "popular"]
+    answers = (folder / "answers.jsonl").read_text()
+    assert len(answers.splitlines()) == 16
+    # the same command goes on, here with nothing left to do; another one is refused and leaves the folder alone
+    code, again, _ = run(*wanted)
+    assert (code, again) == (0, out)
+    code, _, err = run(*wanted, "--budget", 5)
+    assert code == 2
+    assert "holds a different run" in err[-1]
+    assert (folder / "answers.jsonl").read_text() == answers
+    # and what was resolved is a configuration for the same run
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["model"]["visionzip"]["budget"] == 6
+    code, again, _ = run("eval", "--config", folder / "config.yaml")
+    assert (code, again) == (0, out)
+
+
+def test_eval_makes_the_testbeds_own_sets_where_no_data_are_given(run, model, tmp_path):
+    folder = tmp_path / "run"
+    wanted = ["eval", "--model", model, "--benchmark", "mme", "--method", "random", "--limit", 2, "--out", folder]
+    code, out, _ = run(*wanted, "--scenes", 2, "--seed", 3)
+    assert code == 0
+    assert "MME" in out
+    assert (folder / "sets-seed3-scenes2" / "mme").is_dir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["methods"]["random"] | {"budget": 64, "seed": 3} == record["config"]["methods"]["random"]
+    code, _, err = run(*wanted, "--scenes", 2, "--seed", 4)
+    assert code == 2
+    assert "holds a different run" in err[-1]
+    assert not (folder / "sets-seed4-scenes2").exists()
+
+
+def test_an_image_that_breaks_during_eval_is_shown_and_the_code_is_1(run, model, tmp_path):
+    sets.write(tmp_path / "data", 0, 2)
+    broken = tmp_path / "data" / "scenes" / "images" / "00001.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    code, out, err = run("eval", "--model", model, "--benchmark", "scenes", "--method", "grid",
+                         "--data", tmp_path / "data", "--limit", 6, "--out", tmp_path / "run")  # fmt: skip
+    assert code == 1
+    assert "truncated or damaged" in out
+    assert "answers failed" in out
+    assert not any("Traceback" in line for line in err)
+
+
+# -- what cannot be met: one line, exit code 2, and no model is opened -------------------------------------------------
+
+
+def gigapixel(path: Path) -> None:
+    from test_images import png_header
+
+    path.write_bytes(png_header(40_000, 30_000))
+
+
+def truncated(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("command", ["ask", "compress"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "There is no image file"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_text("not an image"), "not a readable image"),
+        (truncated, "truncated or damaged"),
+        (gigapixel, "megapixels"),
+    ],
+)
+def test_images(run, image, no_model, command, damage, message):
+    damage(image)
+    question = ["Why?"] if command == "ask" else []
+    code, out, err = run(command, image, *question)
+    assert (code, out, len(err)) == (2, "", 1)
+    assert err[0].startswith("sparsezip: ")
+    assert message in err[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "sparsezp"], 'There is no method "sparsezp". Did you mean "sparsezip"?'),
+        (["--method", "keep_all,grid"], "this command takes one method"),
+        (["--set", "k_mim=3"], '--set k_mim=3: sparsezip has no key "k_mim". Did you mean "k_min"?'),
+        (["--set", "merging.kmeans_iter=3"], 'Did you mean "kmeans_iters"?'),
+        (["--set", "merging=3"], "merging"),
+        (["--set", "visionzip.dominant=3"], 'sparsezip has no key "visionzip"'),
+        (["--set", "model.visionzip.dominant=3"], "settings of visionzip, but what runs is sparsezip"),
+        (["--set", "model.visonzip.dominant=3"], 'Did you mean "visionzip"?'),
+        (["--set", "k_min=many"], "k_min"),
+        (["--set", "k_min=64", "--set", "k_max=32"], "k_max"),
+        (["--set", "cross_beta=.nan"], "cross_beta"),
+        (["--set", "model.modelpath=x"], 'Did you mean "model_path"?'),
+        (["--set", "k_min"], "write KEY=VALUE"),
+        (["--set", "alphas={attn: 1"], "not valid YAML"),
+        (["--budget", "0"], "--budget"),
+        (["--budget", "many"], "--budget"),
+        (["--set", "budget=6", "--set", "keep_ratio=0.5"], "budget"),
+        (["--method", "keep_all", "--budget", "6"], "keep_all takes no budget"),
+        (["--map", "map.txt"], "--map map.txt"),
+        (["--map", "nowhere/map.png"], "in a folder that exists"),
+        (["--config", "nowhere.yaml"], "Cannot read the configuration nowhere.yaml"),
+        (["--mdoel", "x"], "No such option"),
+    ],
+)
+def test_ask(run, image, no_model, arguments, message):
+    code, out, err = run("ask", image, "Why?", *arguments)
+    assert (code, out, len(err)) == (2, "", 1)
+    assert err[0].startswith("sparsezip: ")
+    assert message in err[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "line 2: not valid YAML"),
+        ("model:\n  dominant: 1\n  dominant: 2", 'line 3: the key "dominant" is given again (first on line 2)'),
+        ("model:\n  model_type: sparsezap", 'line 2: There is no method "sparsezap". Did you mean "sparsezip"?'),
+        ("model:\n  sparsezip:\n    k_mx: 2", 'line 3: sparsezip has no key "k_mx". Did you mean "k_max"?'),
+        ("model:\n  sparsezip:\n    alphas: {attn: high}", "line 2: Alphas"),
+        ("model:\n  model_type: grid\n  sparsezip: {}", "line 3: settings of sparsezip, but what runs is grid"),
+        ("runner:\n  seeds: 1", 'line 2: section "runner" has no key "seeds". Did you mean "seed"?'),
+    ],
+)
+def test_configuration_files(run, image, no_model, tmp_path, text, message):
+    file = tmp_path / "run.yaml"
+    file.write_text(text + "\n")
+    code, out, err = run("ask", image, "Why?", "--config", file)
+    assert (code, out, len(err)) == (2, "", 1)
+    assert f"{file}, {message}" in err[0]
+
+
+def test_more_tokens_than_patches(run, model, image, data, tmp_path):
+    asked = [
+        "--model",
+        model,
+        "--method",
+        "visionzip",
+        "--set",
+        "visionzip.dominant=10",
+        "--set",
+        "visionzip.contextual=7",
+    ]
+    folder = tmp_path / "run"
+    for command in (
+        ["ask", image, "Why?"],
+        ["compress", image],
+        ["eval", "--benchmark", "pope", "--data", data, "--limit", 2, "--out", folder],
+    ):
+        code, out, err = run(*command, *asked)
+        assert (code, out, len(err)) == (2, "", 1)
+        assert "10 + 7 = 17" in err[0]
+        assert "16" in err[0]
+    assert not (folder / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmark", "pop"], 'There is no benchmark "pop". Did you mean "pope"?'),
+        (["--method", "keep_all,visonzip"], 'Did you mean "visionzip"?'),
+        (["--only", "random"], "Write BENCHMARK.GROUP, as in pope.random"),
+        (["--benchmark", "pope", "--only", "rndom"], 'Did you mean "random"?'),
+        (["--only", "pop.random"], "pop.random is no group of"),
+        (["--prompt", "lava"], 'Did you mean "llava"?'),
+        (["--limit", "0"], "--limit"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--set", "k_min=3"], "say which method"),
+        (["--set", "runner.attn_implementation=fast"], "attn_implementation"),
+    ],
+)
+def test_eval(run, no_model, data, tmp_path, arguments, message):
+    folder = tmp_path / "run"
+    code, out, err = run("eval", "--data", data, "--out", folder, *arguments)
+    assert (code, out, len(err)) == (2, "", 1)
+    assert message in err[0]
+    assert not (folder / "run.json").exists()
+
+
+def test_eval_wants_a_folder(run, no_model):
+    code, _, err = run("eval", "--benchmark", "pope")
+    assert code == 2
+    assert "--out DIR" in err[0]
+
+
+@pytest.mark.parametrize("missing", ["image", "text", "label"])
+def test_annotation_rows_that_lack_something(run, no_model, data, tmp_path, missing):
+    folder = tmp_path / "pope"
+    folder.mkdir()
+    for split in ("random", "popular", "adversarial"):
+        rows = (data / "pope" / f"coco_pope_{split}.json").read_text().splitlines()
+        (folder / f"coco_pope_{split}.json").write_text("\n".join(rows))
+    broken = json.loads(rows[2])
+    del broken[missing]
+    rows[2] = json.dumps(broken)
+    (folder / "coco_pope_adversarial.json").write_text("\n".join(rows))
+    code, _, err = run("eval", "--benchmark", "pope", "--data", folder, "--images", data / "pope" / "images",
+                       "--out", tmp_path / "run")  # fmt: skip
+    assert (code, len(err)) == (2, 1)
+    assert "row 3" in err[0]
+    assert missing in err[0]
+
+
+def test_annotations_whose_images_are_missing(run, no_model, data, tmp_path):
+    (tmp_path / "none").mkdir()
+    code, _, err = run(
+        "eval", "--benchmark", "pope", "--data", data, "--images", tmp_path / "none", "--out", tmp_path / "run"
+    )
+    assert (code, len(err)) == (2, 1)
+    assert "2 " in err[0]
+    assert str(tmp_path / "none") in err[0]
+
+
+# -- what fails on the way -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of\nmemory"), FailureError("out of memory"), OSError(28, "full", "a.png")]
+)
+def test_failures_are_one_line_and_1(run, image, monkeypatch, error):
+    def fails(*_: object, **__: object):
+        raise error
+
+    monkeypatch.setattr(pipeline, "load", fails)
+    code, _, err = run("ask", image, "Why?")
+    assert (code, len(err)) == (1, 1)
+    assert "out of memory" in err[0] or err[0] == "sparsezip: a.png: full."
+    monkeypatch.setattr(cli, "DEBUG", True)
+    with pytest.raises(type(error)):
+        run("ask", image, "Why?")
+
+
+def test_an_interrupt_is_130_without_a_traceback(tmp_path):
+    running = process("testbed", "data", tmp_path / "sets", "--scenes", 100_000)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "sets" / "scenes" / "images" / "00001.png").exists():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out, err) == (130, "", "")
+
+
+# -- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_lists_come_from_the_folders(run):
+    for what, name in (("methods", "keep_all"), ("models", "llava"), ("benchmarks", "docvqa")):
+        code, out, err = run("list", what)
+        lines = out.splitlines()
+        assert (code, err) == (0, [])
+        folder = SRC / "sparsezip" / ("measure/benchmarks" if what == "benchmarks" else what)
+        files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "load"}
+        assert {line.split()[0] for line in lines} == files
+        assert name in files
+        assert all(len(line.split()) > 3 for line in lines)
+    code, _, err = run("list", "method")
+    assert (code, len(err)) == (2, 1)
+
+
+def test_testbed_data_is_repeatable(run, tmp_path):
+    for name in ("a", "b"):
+        assert run("testbed", "data", tmp_path / name, "--seed", 5, "--scenes", 2)[0] == 0
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert {"pope", "mme", "docvqa", "scenes"} == {file.parts[0] for file in files}
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_help_version_and_lists_start_without_torch():
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from sparsezip.cli import main\n"
+        "commands = [[c, '--help'] for c in ('ask', 'compress', 'eval', 'list', 'testbed')] + [['--version']]\n"
+        "commands += [['list', c] for c in ('methods', 'models', 'benchmarks')]\n"
+        "commands += [['ask', 'x.png', 'y', '--config', 'z']]\n"
+        "print([main(c) for c in commands], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(SRC)}, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == str([0] * 9 + [2]), done.stderr
+
+
+def test_python_m_sparsezip_prints_nothing_but_the_answer(model, image):
+    out, err = process("ask", image, "Why?", "--model", model, "--method", "grid", "--budget", 3).communicate(
+        timeout=120
+    )
+    assert err == ""
+    assert "grid: 3 of 16" in out
