@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from .questions import YES_NO, absent, article, ask, pairs
+from .questions import YES_NO, Asked, absent, article, ask, pairs
 from .scenes import Difficulty, Scene, draw, make
 
 MME_SUBTASKS = {
@@ -63,21 +63,16 @@ def _write_scenes(folder: Path, seed: int, count: int) -> None:
     for i in range(count):
         scene, rng, name = held_out(seed, f"scenes/{i}"), random.Random(f"{seed}/scenes/{i}/questions"), f"{i:05d}.png"
         _save(scene, folder / "images" / name)
-        seen = set()
         for type_, most in SCENE_QUESTIONS.items():
-            for turn in range(most):
-                # A pair of existence questions holds one of each answer, so that the set is balanced.
+            found: dict[str, Asked] = {}
+            for turn in range(4 * most):  # draws repeat themselves
+                # Turns alternate between yes and no, so that the existence questions are balanced.
                 asked = ask(scene, type_, rng, truth=turn % 2 == 0)
-                if asked and asked.text not in seen:
-                    seen.add(asked.text)
-                    row = {
-                        "question_id": len(rows),
-                        "image": name,
-                        "question": asked.text,
-                        "answer": asked.answer,
-                        "type": type_,
-                    }
-                    rows.append(row)
+                if asked and len(found) < most:
+                    found.setdefault(asked.text, asked)
+            for q in found.values():
+                row = {"question_id": len(rows), "image": name, "question": q.text, "answer": q.answer, "type": type_}
+                rows.append(row)
     _lines(folder / "scenes.jsonl", rows)
 
 
