@@ -282,7 +282,7 @@ def test_ask(run, image, no_model, arguments, message):
         ("model:\n  dominant: 1\n  dominant: 2", 'line 3: the key "dominant" is given again (first on line 2)'),
         ("model:\n  model_type: sparsezap", 'line 2: There is no method "sparsezap". Did you mean "sparsezip"?'),
         ("model:\n  sparsezip:\n    k_mx: 2", 'line 3: sparsezip has no key "k_mx". Did you mean "k_max"?'),
-        ("model:\n  sparsezip:\n    alphas: {attn: high}", "line 2: Alphas"),
+        ("model:\n  sparsezip:\n    alphas: {attn: high}", "line 2: SparseZip: alphas: attn = 'high'"),
         ("model:\n  model_type: grid\n  sparsezip: {}", "line 3: settings of sparsezip, but what runs is grid"),
         ("runner:\n  seeds: 1", 'line 2: section "runner" has no key "seeds". Did you mean "seed"?'),
     ],
