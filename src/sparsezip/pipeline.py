@@ -10,12 +10,15 @@
 method run without gradients, the projector under the caller's gradient mode. One model serves one call at a time.
 """
 
+import inspect
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -95,27 +98,32 @@ def compress(
     method that does not fit, AlreadyCompressedError for a model under compression, and, from the calls,
     UnsupportedCallError for arguments that do not go with fewer tokens.
     """
-    trace = attach(model, method, processor=processor, question=question)
+    interception, trace = _intercept(model, method, processor, question)
     try:
         yield trace
     finally:
-        detach(model)
+        interception.restore()
 
 
 def attach(model: nn.Module, method: Method | str, *, processor: Any = None, question: Asked = None) -> Trace:
     """Compress every call of `model` until `detach`; arguments, trace and errors as for `compress`."""
+    return _intercept(model, method, processor, question)[1]
+
+
+def _intercept(model: nn.Module, method: Method | str, processor: Any, question: Asked) -> tuple[Interception, Trace]:
     model = _inner(model)
     if Interception.of(model) is not None:
         raise AlreadyCompressedError(
             "This model is under compression already. Leave the block it was compressed in, or detach() it, first."
         )
-    if isinstance(method, str):
-        method = methods.method(method)
-    adapter = adapter_for(model)
+    adapter, method = adapter_for(model), _method(method)
     _check_offers(adapter, method, method.needs)
-    trace = Trace()
-    Interception(model, Splice(adapter, method, Reader(adapter, processor, question), trace))
-    return trace
+    splice = Splice(adapter, method, Reader(adapter, processor, question))
+    return Interception(model, splice), splice.trace
+
+
+def _method(method: Method | str) -> Method:
+    return methods.method(method) if isinstance(method, str) else method
 
 
 def detach(model: nn.Module) -> None:
@@ -143,9 +151,9 @@ def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> No
 class Splice:
     """One call's arguments in, those the model goes on with out: features in place of pixels, a shorter prompt."""
 
-    def __init__(self, adapter: Adapter, method: Method, reader: "Reader", trace: Trace) -> None:
-        """`trace` is filled by every call."""
-        self.adapter, self.method, self.reader, self.trace = adapter, method, reader, trace
+    def __init__(self, adapter: Adapter, method: Method, reader: "Reader") -> None:
+        """`trace` tells of the last call."""
+        self.adapter, self.method, self.reader, self.trace = adapter, method, reader, Trace()
 
     def __call__(self, call: Call) -> Call:
         """The arguments to go on with. Raises UnsupportedCallError for what fewer tokens cannot serve."""
@@ -174,7 +182,7 @@ class Splice:
             tokens = project(adapter, compressed.features)
 
         call = {name: value for name, value in call.items() if name != "pixel_values"}
-        call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+        call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=cast(Any, tokens))}
         shorter = shortening(ids, mask, adapter.placeholder, patches=captures.patches, tokens=compressed.tokens)
         if shorter is not None:
             call |= {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
@@ -190,7 +198,7 @@ class Splice:
         # Masked, so any id would do for the model; logits processors see the ids and know the pad token.
         config = self.adapter.model.generation_config
         eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-        return next((token for token in (config.pad_token_id, eos) if token is not None), 0)
+        return int(next((token for token in (config.pad_token_id, eos) if token is not None), 0))
 
 
 # -- the stages ----------------------------------------------------------------------------------------------------
@@ -200,9 +208,8 @@ def capture(adapter: Adapter, pixel_values: Tensor, needs: frozenset[str]) -> Ca
     """Run the tower once over [image, channel, height, width], listening to what `needs` names."""
     with Tap(adapter.layer, adapter.attention, has_cls=adapter.has_cls, wanted=needs) as tap:
         adapter.tower(pixel_values)
-    return Captures(
-        features=tap.features, cls_attention=tap.cls_attention, keys=tap.keys, grid=adapter.grid(pixel_values)
-    )
+    heard: dict[str, Any] = tap.heard
+    return Captures(features=tap.features, grid=adapter.grid(pixel_values), **heard)
 
 
 def project(adapter: Adapter, features: list[Tensor]) -> list[Tensor]:
@@ -234,9 +241,8 @@ class Reader:
 
     def __init__(self, adapter: Adapter, processor: Any, question: Asked) -> None:
         """`question`: given by the user for all images or per image; None: read from the prompts."""
-        self.adapter, self.given = adapter, question
+        self.adapter, self.processor, self.given = adapter, processor, question
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.template = None if processor is None else Template.of(processor, adapter.prompt)
         texts = [question] if isinstance(question, str | Question) else question or []
         if processor is None and any(isinstance(text, str) for text in texts):
             raise UnsupportedCallError("A question given as text has to be tokenised. Give processor= as well.")
@@ -253,11 +259,13 @@ class Reader:
 
     def _from_prompt(self, row: Tensor, mask: Tensor) -> Question:
         placeholder = self.adapter.placeholder
-        if self.template is None:
-            words = text_after_images(row, mask, placeholder)
-        else:
-            words = question_words(row, mask, placeholder, self.tokenizer, self.template)
-        return self._of(words)
+        if self.processor is None:
+            return self._of(text_after_images(row, mask, placeholder))
+        return self._of(question_words(row, mask, placeholder, self.tokenizer, self._template))
+
+    @cached_property
+    def _template(self) -> Template:
+        return Template.of(self.processor, self.adapter.prompt)
 
     def _from_user(self, question: str | Question | None) -> Question | None:
         if not isinstance(question, str):
@@ -329,7 +337,8 @@ class VLM(Checkpoint):
         (image and text processing), tower, question, compress, project, prefill (the rest up to the first token),
         decode; "ttft" is the time to the first token and "total" everything.
 
-        Raises ImageError for an image that cannot be read, and what `compress` raises.
+        Raises ImageError for an image that cannot be read, UnsupportedCallError for a question that holds an image
+        placeholder, and what `compress` raises.
         """
         start = _now()
         inputs = self._prepare([_opened(image) for image in images], questions)
@@ -359,10 +368,17 @@ class VLM(Checkpoint):
         ]
 
     def _prepare(self, images: list[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
+        for question in questions:
+            if self.processor.image_token in question:
+                raise UnsupportedCallError(
+                    f'The question "{question}" contains {self.processor.image_token}, which stands for an image. '
+                    "Leave it out: every question is asked about one image, which is put in front of it."
+                )
         prompts = [self.prompt(question) for question in questions]
         inputs = self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
-        inputs.pop("token_type_ids", None)
-        return inputs.to(self.model.device, self.model.dtype)
+        if "token_type_ids" not in inspect.signature(self.model.forward).parameters:  # some tokenizers add them unasked
+            inputs.pop("token_type_ids", None)
+        return dict(inputs.to(self.model.device, self.model.dtype))
 
     @property
     def _pad_token(self) -> int:
@@ -389,9 +405,7 @@ def compress_images(
     Raises ImageError, UnsupportedModelError as `compress` does, UnsupportedCallError for a question to a checkpoint
     that was opened without the weights for it.
     """
-    if isinstance(method, str):
-        method = methods.method(method)
-    adapter, trace = checkpoint.adapter, Trace()
+    adapter, method, trace = checkpoint.adapter, _method(method), Trace()
     _check_offers(adapter, method, method.needs - {"question"})
     pixel_values = checkpoint.pixels([_opened(image) for image in images])
     with torch.no_grad():
@@ -430,9 +444,9 @@ class _FirstToken(StoppingCriteria):
     """Stops nothing; notes when the first token was there."""
 
     def __init__(self) -> None:
-        self.moment: float | None = None
+        self.moment = float("nan")
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if self.moment is None:
+        if math.isnan(self.moment):
             self.moment = _now()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -25,7 +25,7 @@ class Adapter(ABC):
     question_weights: ClassVar[tuple[str, ...]]  # and of what a question needs besides
     prompt: ClassVar[str]  # with "{question}", for a checkpoint whose processor has no chat template
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         """`model`: the transformers model, or a part of it that holds tower, projector and embeddings."""
         self.model = model
 

@@ -6,7 +6,7 @@ image takes one placeholder per patch: 24 x 24 = 576 at 336 px.
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UnsupportedCallError, UnsupportedModelError
 from ..tensors import Question
@@ -23,7 +23,7 @@ class Llava(Adapter):
     question_weights: ClassVar[tuple[str, ...]] = ("multi_modal_projector.", "embed_tokens.")
     prompt: ClassVar[str] = "USER: <image>\n{question} ASSISTANT:"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         """Raises UnsupportedModelError for a tower other than CLIP, several feature layers, or CLS in the prompt."""
         super().__init__(model)
         config = model.config
@@ -57,17 +57,17 @@ class Llava(Adapter):
         return self.model.config.text_config.num_hidden_layers
 
     @property
-    def tower(self) -> nn.Module:
+    def tower(self) -> Any:
         """CLIP."""
         return self.model.base_model.vision_tower
 
     @property
-    def layer(self) -> nn.Module:
+    def layer(self) -> Any:
         """The layer before the last in every released checkpoint."""
         return self.tower.encoder.layers[self._layer]
 
     @property
-    def attention(self) -> nn.Module:
+    def attention(self) -> Any:
         """Its self-attention."""
         return self.layer.self_attn
 

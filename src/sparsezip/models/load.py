@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from ..errors import UnknownNameError, UnsupportedModelError
 from ..registry import nearest
@@ -99,14 +100,17 @@ def load(
     """
     files = _Files.of(name_or_path, options)
     _family(files.config.get("architectures") or [])
-    model = AutoModelForImageTextToText.from_pretrained(
-        files.source,
-        dtype=dtype or "auto",
-        attn_implementation=attn_implementation,
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            files.source,
+            dtype=dtype or "auto",
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    except OSError as error:  # no safetensors file, or a shard of it missing
+        raise UnsupportedModelError(f"{name_or_path} cannot be opened: {str(error).splitlines()[0]}") from error
     if options.get("device_map") is None:
         model.to(device or _default_device())
     processor = _processor(files, trust_remote_code=trust_remote_code)
@@ -133,7 +137,8 @@ def load_tower(
     config.text_config.num_hidden_layers = 0
     if not question:  # a vocabulary of one, so that no word embeddings are made
         config.text_config.vocab_size, config.text_config.pad_token_id = 1, None
-    kind = AutoModel._model_mapping[type(config)]
+    with torch.device("meta"):
+        kind: Any = type(AutoModel.from_config(config))
     with _no_load_report():  # it would list the parts that were left out
         model = kind.from_pretrained(
             None,
@@ -170,15 +175,15 @@ class _Files:
             hint = nearest(name, ["testbed"]) or " Give testbed, a folder with config.json, or a Hub id (owner/name)."
             raise UnknownNameError(f'There is no model "{name}".{hint}')
         try:
-            config = cached_file(name, "config.json", **where)
+            config = Path(cached_file(name, "config.json", **where) or "")
         except OSError as error:  # what transformers raises for everything that keeps it from a file
             raise UnknownNameError(f'There is no model "{name}" to be had: {str(error).splitlines()[0]}') from error
-        return cls(name, Path(config).parent, where)
+        return cls(name, config.parent, where)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json as it stands."""
-        return json.loads(self.path("config.json").read_text(encoding="utf-8"))
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
     def path(self, name: str) -> Path | None:
         """One file of the checkpoint, fetched if need be; None if there is none of that name."""

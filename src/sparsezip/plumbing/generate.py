@@ -28,20 +28,21 @@ _PLACING = ("position_ids", "cache_position")
 class Interception:
     """What stands between the callers of one model and its code, until `restore`."""
 
-    def __init__(self, model: nn.Module, splice: Callable[[Call], Call]) -> None:
+    def __init__(self, model: Any, splice: Callable[[Call], Call]) -> None:
         """`splice` gets the arguments of every outer call, with or without images, and returns those to go on with."""
         self.model, self.splice = model, splice
-        self._generating = False  # generate's own forward calls are not spliced again
+        self._active, self._generating = True, False  # generate's own forward calls are not spliced again
         self._previous = vars(model).get("generate")
         self._hook = model.register_forward_pre_hook(self._forward, with_kwargs=True)
         original = model.generate
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            return self._generate(original, *args, **kwargs)
+            # A reference kept from inside the block must not go on compressing after it.
+            return self._generate(original, *args, **kwargs) if self._active else original(*args, **kwargs)
 
         # The mark on the function is how a second attach finds the first: no global table keeps the model alive.
-        generate.interception = self
+        vars(generate)["interception"] = self
         model.generate = generate
 
     @staticmethod
@@ -50,14 +51,17 @@ class Interception:
         return getattr(vars(model).get("generate"), "interception", None)
 
     def restore(self) -> None:
-        """Leave the model exactly as it was."""
+        """Leave the model exactly as it was. Doing it twice does no harm."""
+        if not self._active:
+            return
+        self._active = False
         self._hook.remove()
         if self._previous is None:
             vars(self.model).pop("generate", None)
         else:
             self.model.generate = self._previous
 
-    def _forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call] | None:
+    def _forward(self, model: Any, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call] | None:
         if self._generating:
             return None
         return (), self.splice(by_name(model.forward, args, kwargs))
@@ -66,22 +70,26 @@ class Interception:
         call = by_name(original, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
-        prompt = call.get("input_ids")
+        prompt: Tensor | None = call.get("input_ids")
         with torch.no_grad():
             if call.get("pixel_values") is not None and prompt is not None and call.get("attention_mask") is None:
                 call["attention_mask"] = self._inferred_mask(call)
             spliced = self.splice(call)
-        cut = 0 if prompt is None else prompt.shape[1] - spliced["input_ids"].shape[1]
-        if cut:
-            self._shorten_lengths(spliced, cut)
-            if spliced.get("streamer") is not None:
-                spliced["streamer"] = _FirstPut(spliced["streamer"], prompt)
+        shorter = spliced.get("input_ids")
+        cut = 0 if prompt is None or shorter is None else prompt.shape[1] - shorter.shape[1]
+        if prompt is None or not cut:
+            return self._run(original, spliced)
+        self._shorten_lengths(spliced, cut)
+        if spliced.get("streamer") is not None:
+            spliced["streamer"] = _FirstPut(spliced["streamer"], prompt)
+        return with_prompt(self._run(original, spliced), prompt, prompt.shape[1] - cut)
+
+    def _run(self, original: Callable[..., Any], call: Call) -> Any:
         self._generating = True
         try:
-            output = original(**spliced)
+            return original(**call)
         finally:
             self._generating = False
-        return with_prompt(output, prompt, prompt.shape[1] - cut) if cut else output
 
     def _inferred_mask(self, call: Call) -> Int[Tensor, "row token"]:
         # The rule of generate itself: pad tokens are padding unless the pad token also ends a sequence.
@@ -115,7 +123,7 @@ def by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -
     """All arguments of a call by their names, so that positional ones are seen as well."""
     signature = inspect.signature(function)
     arguments = signature.bind_partial(*args, **kwargs).arguments
-    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
     return arguments | arguments.pop(rest, {})
 
 
@@ -176,11 +184,12 @@ class _FirstPut(BaseStreamer):
     """A streamer is first given the prompt: give it the caller's own."""
 
     def __init__(self, streamer: Any, prompt: Int[Tensor, "row token"]) -> None:
-        self.streamer, self.prompt = streamer, prompt
+        self.streamer = streamer
+        self.prompt: Tensor | None = prompt
 
     def put(self, value: Tensor) -> None:
-        value, self.prompt = (value if self.prompt is None else self.prompt.cpu()), None
-        self.streamer.put(value)
+        self.streamer.put(value if self.prompt is None else self.prompt.cpu())
+        self.prompt = None
 
     def end(self) -> None:
         self.streamer.end()

@@ -10,7 +10,7 @@ import copy
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -44,18 +44,17 @@ def received(
 class Tap:
     """While entered, notes what the `wanted` captures need of one tower layer; restores the layer on exit.
 
-    `features` is the layer's output. With "cls_attention" in `wanted`, `cls_attention` is the CLS row per head, or the
-    mean attention received where the tower has no CLS; with "keys", `keys` are the layer's keys averaged over heads.
+    `features` is the layer's output. `heard` holds, under the names of Captures, "cls_attention": the CLS row per head,
+    or the mean attention received where the tower has no CLS; "keys": the layer's keys averaged over heads.
     """
 
-    def __init__(self, layer: nn.Module, attention: nn.Module, *, has_cls: bool, wanted: frozenset[str]) -> None:
+    def __init__(self, layer: nn.Module, attention: Any, *, has_cls: bool, wanted: frozenset[str]) -> None:
         """`attention` is the attention module inside `layer`."""
         self.layer, self.attention, self.has_cls, self.wanted = layer, attention, has_cls, wanted
-        self.features: Float[Tensor, "image row dim"] | None = None
-        self.cls_attention: Float[Tensor, "image head patch"] | None = None
-        self.keys: Float[Tensor, "image row key"] | None = None
+        self.features: Any = None
+        self.heard: dict[str, Tensor] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Tap":
         self._hook = self.layer.register_forward_hook(self._note_output)
         self._config = self.attention.config
         if self.wanted & {"cls_attention", "keys"}:
@@ -82,14 +81,14 @@ class Tap:
     ) -> None:
         if "cls_attention" in self.wanted:
             attention = cls_row if self.has_cls else received
-            self.cls_attention = attention(query, key, query.shape[-1] ** -0.5 if scale is None else scale)
+            self.heard["cls_attention"] = attention(query, key, query.shape[-1] ** -0.5 if scale is None else scale)
         if "keys" in self.wanted:
-            self.keys = key.float().mean(1)
+            self.heard["keys"] = key.float().mean(1)
 
     def _usual(self) -> Callable[..., Any]:
         # Every model file of transformers holds its own eager function; the others are looked up by name.
-        eager = getattr(sys.modules[type(self.attention).__module__], "eager_attention_forward", None)
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, eager)
+        own = vars(sys.modules[type(self.attention).__module__])
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, own["eager_attention_forward"])
 
 
 _taps: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()

@@ -1,0 +1,135 @@
+"""A model that answers: ask one, answer many, what it cost."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_vlm import make_model, make_processor, picture, prompt
+
+import sparsezip
+from sparsezip.errors import ImageError, UnsupportedCallError
+from sparsezip.models.llava import Llava
+from sparsezip.pipeline import VLM
+
+IMAGES = [picture(1), picture(2), picture(3)]
+QUESTIONS = ["What color is the star?", "Is there a red circle in it, and is it red?", "no?"]
+
+
+def make_vlm(template="default", **settings):
+    model = make_model(**settings)
+    processor = make_processor() if template == "default" else make_processor(template=template)
+    return VLM("tiny", Path(), model, processor, Llava(model))
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return make_vlm()
+
+
+@pytest.mark.parametrize("method", ["keep_all", "visionzip", "sparsezip"])
+def test_rows_of_a_batch_equal_the_rows_run_alone(vlm, method):
+    made = method if method == "keep_all" else sparsezip.method(method, budget=5)
+    together = vlm.answer(IMAGES, QUESTIONS, made, max_new_tokens=8)
+    assert len({answer.text for answer in together}) == 3
+    for image, question, answer in zip(IMAGES, QUESTIONS, together, strict=True):
+        alone = vlm.ask(image, question, made, max_new_tokens=8)
+        assert answer.text == alone.text
+        assert torch.equal(answer.maps.source, alone.maps.source)
+        assert (answer.tokens, answer.tokens_before) == (16 if method == "keep_all" else 5, 16)
+        assert answer.tokens_per_layer == [float(answer.tokens)] * 3
+        assert answer.maps.grid == (4, 4)
+
+
+def test_the_answer_is_what_transformers_decodes(vlm):
+    inputs = vlm.processor(images=IMAGES[0], text=prompt(QUESTIONS[0]), return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    tokens = vlm.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert vlm.ask(IMAGES[0], QUESTIONS[0], max_new_tokens=8).text == vlm.processor.tokenizer.decode(tokens).strip()
+
+
+def test_greedy_unless_asked(vlm):
+    vlm.model.generation_config.do_sample, vlm.model.generation_config.temperature = True, 5.0
+    try:
+        texts = {vlm.ask(IMAGES[0], QUESTIONS[0]).text for _ in range(3)}
+        sampled = {vlm.ask(IMAGES[0], QUESTIONS[0], do_sample=True).text for _ in range(3)}
+    finally:
+        vlm.model.generation_config.do_sample, vlm.model.generation_config.temperature = None, None
+    assert texts == {vlm.ask(IMAGES[0], QUESTIONS[0]).text}
+    assert len(sampled) == 3
+    assert vlm.ask(IMAGES[0], QUESTIONS[0], num_beams=3).text
+
+
+def test_without_a_chat_template_the_family_has_its_own_form(vlm):
+    bare = make_vlm(template=None)
+    assert bare.prompt("What?") == "USER: <image>\nWhat? ASSISTANT:"
+    assert vlm.prompt("What?") == "USER: <image>\nWhat? ASSISTANT:"
+    method = sparsezip.method("sparsezip", budget=5)
+    assert bare.ask(IMAGES[0], QUESTIONS[0], method).text == vlm.ask(IMAGES[0], QUESTIONS[0], method).text
+    assert make_vlm(template="{{ 'Q: <image>' + messages[0]['content'][1]['text'] }}").prompt("{a}") == "Q: <image>{a}"
+
+
+def test_times_add_up_and_are_shared_by_the_rows(vlm):
+    method = sparsezip.method("sparsezip", budget=5)
+    one, three = vlm.ask(IMAGES[0], QUESTIONS[0], method), vlm.answer(IMAGES, QUESTIONS, method)
+    stages = ["prepare", "tower", "question", "compress", "project", "prefill", "decode"]
+    for timing in (one.timing, *(answer.timing for answer in three)):
+        assert list(timing) == [*stages, "ttft", "total"]
+        assert all(took > 0 for took in timing.values())
+        assert sum(timing[stage] for stage in stages) == pytest.approx(timing["total"])
+        assert timing["ttft"] == pytest.approx(timing["total"] - timing["decode"])
+    assert "question" not in vlm.ask(IMAGES[0], QUESTIONS[0]).timing
+
+
+def test_the_time_of_every_stage_is_that_of_the_stage(vlm, monkeypatch):
+    """Every stage is made slower in turn, and its own figure alone shows it."""
+    import time
+
+    def slowed(function):
+        def slow(*args, **kwargs):
+            time.sleep(0.2)
+            return function(*args, **kwargs)
+
+        return slow
+
+    layers = vlm.model.model.language_model.layers
+    places = {
+        "prepare": (VLM, "_prepare"),
+        "tower": (vlm.model.model.vision_tower, "forward"),
+        "question": (vlm.adapter, "question"),
+        "compress": (sparsezip.methods.SparseZip, "compress"),
+        "project": (vlm.model.model.multi_modal_projector, "forward"),
+        "prefill": (layers[0], "forward"),
+    }
+    method = sparsezip.method("sparsezip", budget=5)
+    for stage, (owner, name) in places.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, slowed(getattr(owner, name)))
+            patch.setattr("sparsezip.pipeline.adapter_for", lambda model: vlm.adapter)
+            timing = vlm.ask(IMAGES[0], QUESTIONS[0], method, max_new_tokens=1).timing
+        assert 190 < timing[stage] < 400, stage
+        assert all(timing[other] < 150 for other in places if other != stage), (stage, timing)
+
+
+def test_images_may_be_files(vlm, tmp_path):
+    IMAGES[0].save(tmp_path / "image.png")
+    expected = vlm.ask(IMAGES[0], QUESTIONS[0]).text
+    assert vlm.ask(tmp_path / "image.png", QUESTIONS[0]).text == expected
+    assert vlm.ask(str(tmp_path / "image.png"), QUESTIONS[0]).text == expected
+    assert vlm.ask(IMAGES[0].convert("RGBA"), QUESTIONS[0]).text == expected
+    with pytest.raises(ImageError):
+        vlm.ask(tmp_path / "none.png", QUESTIONS[0])
+
+
+def test_a_question_that_smuggles_in_an_image_is_refused(vlm):
+    with pytest.raises(UnsupportedCallError, match="contains <image>"):
+        vlm.ask(IMAGES[0], "What is <image>?")
+    assert "generate" not in vars(vlm.model)
+
+
+def test_images_without_language_model(vlm):
+    method = sparsezip.method("sparsezip", budget=5)
+    trace = sparsezip.compress_images(vlm, IMAGES, method, QUESTIONS[0])
+    assert set(trace.stages) == {"tower", "question", "compress"}
+    assert len(trace.images) == 3
+    asked = vlm.answer(IMAGES, [QUESTIONS[0]] * 3, method)
+    assert [a.maps.kept.tolist() for a in asked] == [image.kept.tolist() for image in trace.images]
