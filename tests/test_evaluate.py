@@ -310,6 +310,15 @@ def test_answers_cut_at_any_byte_are_completed_to_the_same_run(data, tmp_path):
         assert kept(out) == kept(tmp_path / "whole"), cut
 
 
+def test_what_a_kill_left_behind_the_last_whole_row_is_cut_off(data, tmp_path):
+    run(tmp_path / "out", data)
+    path = tmp_path / "out" / "answers.jsonl"
+    path.write_bytes(path.read_bytes()[:-200] + b"x" * 9999)
+    run(tmp_path / "out", data)
+    assert b"x" * 9 not in path.read_bytes()
+    assert len(read_rows(tmp_path / "out")) == 96
+
+
 def test_a_run_killed_before_its_record_starts_anew(data, tmp_path):
     whole = run(tmp_path / "whole", data)
     out = tmp_path / "out"
