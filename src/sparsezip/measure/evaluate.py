@@ -43,7 +43,7 @@ from .clock import Countdown
 from .records import Row, Sample
 from .report import summary, table
 from .runners import local
-from .store import Batch, Store, write_json
+from .store import Batch, Store, refuse_different, write_json
 
 RECORDED = ("torch", "transformers", "numpy", "pillow", "sparsezip")
 
@@ -117,9 +117,8 @@ def evaluate(
         name: spread(made.samples(data, images, only.get(name, ()), prompt), limit, made.together)
         for name, made in chosen.items()
     }
-    vlm = _load(model, **loading) if isinstance(model, str) else model
     tokens = {name: max_new_tokens or made.max_new_tokens for name, made in chosen.items()}
-    record = {
+    record: dict[str, Any] = {
         "config": {
             "benchmarks": list(chosen),
             "methods": {label: {"name": made.name, **asdict(made)} for label, made in labelled.items()},
@@ -128,13 +127,16 @@ def evaluate(
             "prompt": prompt,
             "max_new_tokens": tokens,
             "batch_size": batch_size,
+            "loading": loading,
             **(config or {}),
         },
-        "model": _described(vlm),
         "data": {name: {"questions": len(mine), "fingerprint": fingerprint(mine)} for name, mine in samples.items()},
-        "sessions": [_session()],
     }
-    with Store(out, json.loads(json.dumps(record, default=str)), list(_planned(samples, batch_size))) as store:
+    record = json.loads(json.dumps(record, default=str))
+    refuse_different(out, record)
+    vlm = _load(model, **loading) if isinstance(model, str) else model
+    record |= {"model": _described(vlm), "sessions": [_session()]}
+    with Store(out, record, list(_planned(samples, batch_size))) as store:
         by_id = {(name, sample.id): sample for name, mine in samples.items() for sample in mine}
         opened = lru_cache(maxsize=batch_size)(open_image)  # the methods of a batch share its decoded images
 

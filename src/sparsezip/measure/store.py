@@ -43,12 +43,8 @@ class Store:
         self._answers = _locked(folder / "answers.jsonl")
         try:
             if (folder / "run.json").exists():
+                refuse_different(folder, record)
                 self.record = read_record(folder)
-                differences = list(_differences(self.record, record))
-                if differences:
-                    raise RunMismatchError(
-                        f"{folder} holds a different run ({'; '.join(differences)}). Choose another folder."
-                    )
                 self.record["sessions"] += record["sessions"]
                 self.plan = [Batch(**batch) for batch in _read_json(folder / "plan.json")]
             elif self._answers.read(1):
@@ -104,6 +100,15 @@ class Store:
         self._answers.truncate(complete)
         self._answers.seek(complete)
         return rows
+
+
+def refuse_different(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raise RunMismatchError when `folder` holds another run than `record`, compared in the parts that `record` has."""
+    if (folder / "run.json").exists():
+        held = read_record(folder)
+        differences = list(_differences({part: held.get(part, {}) for part in record}, record))
+        if differences:
+            raise RunMismatchError(f"{folder} holds a different run ({'; '.join(differences)}). Choose another folder.")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
