@@ -117,10 +117,15 @@ def test_ask_takes_a_published_file_with_overrides(run, model, image, tmp_path):
     assert "keep_all: 16 of 16" in out
 
 
-def test_the_original_format_is_answered_with_its_twin(run, image):
-    code, _, err = run("ask", image, "Why?", "--model", "liuhaotian/llava-v1.5-7b")
-    assert code == 2
-    assert "llava-hf/llava-1.5-7b-hf" in err[0]
+def test_models_that_cannot_be_opened(run, image):
+    for name, message in (
+        ("liuhaotian/llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf"),
+        ("testbd", 'Did you mean "testbed"?'),
+    ):
+        for command in (["ask", image, "Why?"], ["compress", image]):
+            code, _, err = run(*command, "--model", name)
+            assert (code, len(err)) == (2, 1)
+            assert message in err[0]
 
 
 def test_compress_runs_the_tower_alone(run, model, image, monkeypatch, tmp_path):
@@ -152,7 +157,7 @@ def test_settings_that_say_how_many_tokens_replace_the_usual_budget(run, model, 
 # -- eval ----------------------------------------------------------------------------------------------------------
 
 
-def test_eval_shows_and_keeps_what_it_measured(run, model, data, tmp_path):
+def test_eval_shows_and_keeps_what_it_measured(run, model, data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     wanted = ["eval", "--model", model, "--benchmark", "pope,scenes", "--method", "keep_all,visionzip", "--budget", 6,
               "--data", data, "--limit", 4, "--only", "pope.random,pope.popular", "--out", folder]  # fmt: skip
@@ -169,7 +174,9 @@ def test_eval_shows_and_keeps_what_it_measured(run, model, data, tmp_path):
     # the same command goes on, here with nothing left to do; another one is refused and leaves the folder alone
     code, again, _ = run(*wanted)
     assert (code, again) == (0, out)
-    code, _, err = run(*wanted, "--budget", 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "load", lambda *_, **__: pytest.fail("a model was opened"))
+        code, _, err = run(*wanted, "--budget", 5)
     assert code == 2
     assert "holds a different run" in err[-1]
     assert (folder / "answers.jsonl").read_text() == answers
