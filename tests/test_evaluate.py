@@ -117,6 +117,15 @@ def test_the_record_says_what_was_run(data, tmp_path):
     assert {"python", "transformers", "sparsezip", "commit", "machine", "started"} <= set(session)
 
 
+def test_how_a_model_is_opened_is_part_of_the_run(data, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(module, "_load", lambda name, **loading: opened.append((name, loading)) or FakeModel())
+    evaluate("some/model", ["scenes"], ["grid"], tmp_path / "out", data=data, dtype="float16")
+    assert opened == [("some/model", {"dtype": "float16"})]
+    with pytest.raises(RunMismatchError, match=r"config\.loading\.dtype"):
+        evaluate("some/model", ["scenes"], ["grid"], tmp_path / "out", data=data, dtype="float32")
+
+
 def test_the_record_is_on_disk_before_the_first_answer(data, tmp_path, monkeypatch):
     def first(self, rows):
         assert (self.folder / "run.json").exists()

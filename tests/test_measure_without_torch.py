@@ -24,7 +24,6 @@ for room in ("metrics", "benchmarks", "report"):
 for name in ("records", "store", "clock"):
     importlib.import_module("sparsezip.measure." + name)
 
-from sparsezip.measure.metrics import yes_no
 from sparsezip.measure.records import Row
 from sparsezip.measure.report import summary, table
 
@@ -37,7 +36,7 @@ record = {
     "sessions": [{"torch": "2", "transformers": "5", "started": "now"}],
 }
 print(table.markdown(summary.summarise(record, [row])))
-print(sparsezip.list_benchmarks(), yes_no.score([{"answer": "yes", "label": "yes"}])["acc"])
+print(sparsezip.list_benchmarks(), sparsezip.measure.metrics.yes_no.score([{"answer": "yes", "label": "yes"}])["acc"])
 """
 
 

@@ -192,10 +192,10 @@ MARKDOWN = """\
 
 **scenes: EM % by type**
 
-| type | n | keep_all | random | grid |
-| --- | ---: | ---: | ---: | ---: |
-| color | 4 | 100.0 | 50.0 | 100.0 |
-| shape | 4 | 75.0 | 0.0 | 0.0 |
+| type | n | keep_all | random | grid | grid minus random |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| color | 4 | 100.0 | 50.0 | 100.0 | +50.0 (-41.2 to +100.0) |
+| shape | 4 | 75.0 | 0.0 | 0.0 | +0.0 (-75.0 to +75.0) |
 
 Model fake (1) on cpu, torch 2, transformers 5, 2026-01-01. Intervals are clustered by image; - means not measured.
 """

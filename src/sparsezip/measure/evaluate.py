@@ -38,7 +38,7 @@ from ..errors import ImageError, SettingError
 from ..images import open_image
 from ..methods.base import Method
 from .benchmarks import benchmark
-from .benchmarks.base import Benchmark, spread
+from .benchmarks.base import spread
 from .clock import Countdown
 from .records import Row, Sample
 from .report import summary, table
@@ -76,7 +76,7 @@ class Cell:
 
 def evaluate(
     model: Model | str,
-    benchmarks: Sequence[Benchmark | str],
+    benchmarks: Sequence[str],
     methods: Sequence[Method | str],
     out: Path,
     *,
@@ -94,7 +94,7 @@ def evaluate(
     """Run, or finish, the evaluation that `out` holds; returns what is in results.json.
 
     model: a loaded model, or a name for `sparsezip.load` (`loading`: device, dtype, ...), opened after the data.
-    benchmarks, methods: by name or as objects. A method that comes twice is labelled by its settings.
+    benchmarks: by name. methods: by name or as objects; one that comes twice is labelled by its settings.
     data: the folder of the benchmark, or one that holds the benchmarks' folders. images: their folder elsewhere.
     only: groups by benchmark, such as {"pope": ["random"]}. limit: questions per benchmark, spread over its groups.
     prompt: how questions are asked, a name in benchmarks.base.PROMPTS; None: "bare" for "testbed", else "llava".
@@ -108,7 +108,7 @@ def evaluate(
     for name, number in (("limit", limit), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if number is not None and number < 1:
             raise SettingError(f"{name} is {number}, but must be 1 or more.")
-    chosen = {made.name: made for made in (benchmark(b) if isinstance(b, str) else b for b in benchmarks)}
+    chosen = {name: benchmark(name) for name in benchmarks}
     labelled = _labelled([method_registry.method(m) if isinstance(m, str) else m for m in methods])
     model_name = model if isinstance(model, str) else model.name
     prompt = prompt or ("bare" if model_name == "testbed" else "llava")

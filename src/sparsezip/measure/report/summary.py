@@ -31,8 +31,8 @@ from ..metrics.interval import Estimate, mean
 from ..records import Row
 from ..store import read_record, read_rows
 
-REFERENCE = "keep_all"
-OTHERS = (REFERENCE, "random")  # what every method is compared with, where the run has them
+REFERENCE, FLOOR = "keep_all", "random"
+OTHERS = (REFERENCE, FLOOR)  # what every method is compared with, where the run has them
 FAILURES_SHOWN = 20
 SAME_BUDGET = 0.01  # relative difference in mean tokens per layer up to which methods compare
 

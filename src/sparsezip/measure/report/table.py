@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .summary import OTHERS
+from .summary import FLOOR, OTHERS
 
 NOT_MEASURED = "-"
 TOKENS = ("tokens", "tokens_per_layer")
@@ -86,7 +86,8 @@ def _cost(results: Mapping[str, Any]) -> Sheet:
         for benchmark in results["benchmarks"].values()
         for label in results["methods"]
     ]
-    stages = list(dict.fromkeys(stage for *_, method in costs for stage in method["stages_ms"]))
+    fullest_first = sorted((method["stages_ms"] for *_, method in costs), key=len, reverse=True)
+    stages = list(dict.fromkeys(stage for timed in fullest_first for stage in timed))
     rows = []
     for title, label, method in costs:
         latency, ratio = method["latency_ms"], method["latency_ratio"]
@@ -136,15 +137,21 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
 
 
 def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
-    """The headline score by group."""
-    headline = benchmark["headline"]
+    """The headline score by group, and by how much methods beat the floor there."""
+    headline, labels = benchmark["headline"], results["methods"]
+    percent = _percent(benchmark, headline)
+    beating = [label for label in labels if FLOOR in labels and label not in OTHERS]
     rows = [
-        [group, str(part["n"])]
-        + [_value(benchmark, part["methods"][label]["scores"], headline) for label in results["methods"]]
+        [
+            group,
+            str(part["n"]),
+            *(_value(benchmark, part["methods"][label]["scores"], headline) for label in labels),
+            *(_difference(part["methods"][label]["differences"][FLOOR][headline], percent) for label in beating),
+        ]
         for group, part in benchmark["groups"].items()
     ]
-    title = f"{benchmark['title']}: {benchmark['columns'][headline]} by {benchmark['group_noun']}"
-    return Sheet(title, [benchmark["group_noun"], "n", *results["methods"]], rows)
+    headings = [benchmark["group_noun"], "n", *labels, *(f"{label} minus {FLOOR}" for label in beating)]
+    return Sheet(f"{benchmark['title']}: {benchmark['columns'][headline]} by {benchmark['group_noun']}", headings, rows)
 
 
 def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
