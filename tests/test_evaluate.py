@@ -211,6 +211,13 @@ def test_a_folder_with_a_different_run_is_refused(data, tmp_path, change, words)
     assert (tmp_path / "out" / "answers.jsonl").read_bytes() == before
 
 
+def test_a_different_run_is_refused_before_a_model_is_opened(data, tmp_path, monkeypatch):
+    run(tmp_path / "out", data)
+    monkeypatch.setattr(module, "_load", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(RunMismatchError, match=r"config\.batch_size"):
+        evaluate("other/model", ["scenes"], ["keep_all"], tmp_path / "out", data=data)
+
+
 def test_other_data_and_another_model_are_a_different_run(data, tmp_path):
     run(tmp_path / "out", data)
     other = FakeModel()
