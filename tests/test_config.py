@@ -212,6 +212,12 @@ def test_check_finds_unknown_settings_at_any_depth(read):
         document.check(("model", "sparsezip"), {"merging": {"kmeans_iters": 1}}, "sparsezip")
 
 
+def test_what_is_overridden_is_no_longer_found_in_the_file(read):
+    document = read("model:\n  sparsezip:\n    alphas: {attn: 1}\n")
+    override(document, "alphas={attn: high}", ["sparsezip"])
+    assert document.origin(("model", "sparsezip", "alphas", "attn")) == "--set alphas={attn: high}"
+
+
 def test_check_refuses_a_value_where_a_section_belongs(read):
     with pytest.raises(ConfigError, match="line 1"):
         read("model: 3").check(("model",), {}, "x")

@@ -28,7 +28,7 @@ def open_image(path: str | Path) -> Image.Image:
         raise ImageError(f"The image {path} is empty (0 bytes).")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # size is judged here, and damaged metadata does not matter
+            warnings.simplefilter("ignore")  # size is judged here; damaged metadata and transparency do not matter
             with Image.open(path, formats=FORMATS) as image:
                 _check_size(path, *image.size)
                 return _rgb(ImageOps.exif_transpose(image))
@@ -57,6 +57,4 @@ def _check_size(path: Path, width: int, height: int) -> None:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips everything above 255 to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info:  # palettes keep their colours on the way over RGBA
-        image = image.convert("RGBA")
     return image.convert("RGB")
