@@ -13,8 +13,8 @@ from .scenes import CHARS, COLORS, GRID, SHAPES, Scene
 
 # How often each type is asked. Counting, position and reading get a small share: this level does not teach them.
 MIX = {
-    "color": 3.0, "shape": 3.0, "exist": 4.0, "exist_shape": 1.0, "exist_color": 1.0, "color_yn": 0.8, "count": 0.5,
-    "count_yn": 0.4, "position": 0.5, "position_yn": 0.4, "read": 0.4, "read_yn": 0.2, "field": 1.5,
+    "color": 2.5, "shape": 2.5, "exist": 4.0, "exist_shape": 1.0, "exist_color": 1.0, "color_yn": 0.8, "count": 1.0,
+    "count_yn": 0.6, "position": 1.0, "position_yn": 0.6, "read": 0.6, "read_yn": 0.2, "field": 1.5,
 }  # fmt: skip
 
 
