@@ -154,6 +154,16 @@ def test_settings_that_say_how_many_tokens_replace_the_usual_budget(run, model, 
     assert "visionzip: 7 tokens" in out
 
 
+def test_a_file_is_taken_at_its_word(run, model, image, tmp_path):
+    file = tmp_path / "visionzip.yaml"
+    file.write_text("model: {model_type: visionzip}\n")
+    code, _, err = run("compress", image, "--model", model, "--config", file)  # no usual budget: its own 64 tokens
+    assert code == 2
+    assert "54 + 10 = 64" in err[0]
+    code, out, _ = run("compress", image, "--model", model, "--config", file, "--budget", 6)
+    assert "visionzip: 6 tokens" in out
+
+
 # -- eval ----------------------------------------------------------------------------------------------------------
 
 
