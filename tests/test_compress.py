@@ -776,18 +776,38 @@ def test_generate_keeps_its_signature(model):
         assert model.generate.__doc__ == type(model).generate.__doc__
 
 
-def test_a_compiled_model_is_compressed_within(model):
-    class Wrapper(torch.nn.Module):
-        """As torch.compile's: everything but the call is the inner module's."""
-
-        def __init__(self, inner):
-            super().__init__()
-            self._orig_mod = inner
-
-    with sparsezip.compress(Wrapper(model), Varied()) as trace:
-        answers(model, alone(ROWS[0]))
-    assert trace.images[0].tokens < 16
+@torch.no_grad()
+def test_a_compiled_model(model):
+    inputs = alone(ROWS[0])
+    with sparsezip.compress(model, Varied()):
+        logits, tokens = model(**inputs).logits, answers(model, inputs)
+    compiled = torch.compile(model, backend="eager")
+    with sparsezip.compress(compiled, Varied()) as trace:
+        assert torch.equal(compiled(**inputs).logits, logits)
+        assert trace.images[0].tokens < 16
+        assert torch.equal(answers(compiled, inputs), tokens)
     assert "generate" not in vars(model)
+    torch._dynamo.reset()
+
+
+def test_a_function_kept_from_inside_the_block_compresses_no_longer(model):
+    inputs = alone(ROWS[0])
+    with sparsezip.compress(model, Varied()) as trace:
+        kept = model.generate
+    settings = {"max_new_tokens": NEW, "do_sample": False}
+    assert torch.equal(kept(**inputs, **settings), model.generate(**inputs, **settings))
+    assert trace.images == []
+
+
+def test_detaching_inside_the_block_is_fine(model):
+    before = fingerprint(model)
+    with sparsezip.compress(model, Varied()):
+        sparsezip.detach(model)
+        assert fingerprint(model) == before
+        sparsezip.attach(model, "keep_all")
+    assert "generate" in vars(model)  # the block restores what it made, not what came later
+    sparsezip.detach(model)
+    assert fingerprint(model) == before
 
 
 def test_an_attached_model_can_be_forgotten():

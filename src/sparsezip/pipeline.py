@@ -45,7 +45,7 @@ Asked = str | Question | Sequence[str | Question | None] | None  # one for all i
 # -- what a call leaves behind -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageTrace:
     """What became of the patches of one image."""
 
@@ -297,7 +297,7 @@ def _now() -> float:
 # -- a model that answers ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answer:
     """One answer and what it cost."""
 

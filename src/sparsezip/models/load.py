@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Checkpoint:
 
 def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of the family `model` belongs to. Raises UnsupportedModelError naming the supported ones."""
-    return _family([kind.__name__ for kind in type(model).__mro__])(model)
+    return _family(*(kind.__name__ for kind in type(model).__mro__))(model)
 
 
 def load(
@@ -99,7 +99,7 @@ def load(
     and for checkpoints in the original LLaVA format (naming their twin in transformers' format).
     """
     files = _Files.of(name_or_path, options)
-    _family(files.config.get("architectures") or [])
+    _family(*files.config.get("architectures") or [])
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             files.source,
@@ -111,7 +111,7 @@ def load(
         )
     except OSError as error:  # no safetensors file, or a shard of it missing
         raise UnsupportedModelError(f"{name_or_path} cannot be opened: {str(error).splitlines()[0]}") from error
-    if options.get("device_map") is None:
+    if not options.keys() & {"device_map", "quantization_config"}:  # which have placed it already
         model.to(device or _default_device())
     processor = _processor(files, trust_remote_code=trust_remote_code)
     return Checkpoint(str(name_or_path), files.folder, model.eval(), processor, adapter_for(model))
@@ -131,7 +131,7 @@ def load_tower(
     the language model is made. For `compress_images`; such a checkpoint cannot generate. Raises as `load` does.
     """
     files = _Files.of(name_or_path, where)
-    family = _family(files.config.get("architectures") or [])
+    family = _family(*files.config.get("architectures") or [])
     wanted = family.tower_weights + (family.question_weights if question else ())
     config = AutoConfig.from_pretrained(files.source, **files.where)
     config.text_config.num_hidden_layers = 0
@@ -212,7 +212,8 @@ class _Files:
         return found
 
 
-def _family(architectures: list[str]) -> type[Adapter]:
+@cache
+def _family(*architectures: str) -> type[Adapter]:
     families = [registry.get(name) for name in registry.names()]
     for family in families:
         if family.architectures & set(architectures):

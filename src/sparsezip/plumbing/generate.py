@@ -33,7 +33,9 @@ class Interception:
         self.model, self.splice = model, splice
         self._active, self._generating = True, False  # generate's own forward calls are not spliced again
         self._previous = vars(model).get("generate")
-        self._hook = model.register_forward_pre_hook(self._forward, with_kwargs=True)
+        # torch.compile is kept out: what is decided here depends on the data.
+        hook = torch.compiler.disable(self._forward)
+        self._hook = model.register_forward_pre_hook(hook, with_kwargs=True)
         original = model.generate
 
         @functools.wraps(original)

@@ -32,7 +32,7 @@ def images_per_row(input_ids: Int[Tensor, "row token"], placeholder: int, *, pat
     return [count // patches for count in counts]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shortening:
     """Which columns of a batch of prompts stay, and where they go."""
 
