@@ -1,5 +1,6 @@
 """A model that answers: ask one, answer many, what it cost."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ def vlm():
 
 
 @pytest.mark.parametrize("method", ["keep_all", "visionzip", "sparsezip"])
-def test_rows_of_a_batch_equal_the_rows_run_alone(vlm, method):
+def test_rows_of_a_batch_equal_the_rows_run_alone(vlm, method, monkeypatch):
+    tokenizer = vlm.processor.tokenizer  # one that pads on the wrong side and adds what the model does not take
+    monkeypatch.setattr(tokenizer, "padding_side", "right")
+    monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids", "attention_mask", "token_type_ids"])
     made = method if method == "keep_all" else sparsezip.method(method, budget=5)
     together = vlm.answer(IMAGES, QUESTIONS, made, max_new_tokens=8)
     assert len({answer.text for answer in together}) == 3
@@ -42,7 +46,6 @@ def test_rows_of_a_batch_equal_the_rows_run_alone(vlm, method):
 
 def test_the_answer_is_what_transformers_decodes(vlm):
     inputs = vlm.processor(images=IMAGES[0], text=prompt(QUESTIONS[0]), return_tensors="pt")
-    inputs.pop("token_type_ids", None)
     tokens = vlm.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert vlm.ask(IMAGES[0], QUESTIONS[0], max_new_tokens=8).text == vlm.processor.tokenizer.decode(tokens).strip()
 
@@ -70,7 +73,11 @@ def test_without_a_chat_template_the_family_has_its_own_form(vlm):
 
 def test_times_add_up_and_are_shared_by_the_rows(vlm):
     method = sparsezip.method("sparsezip", budget=5)
-    one, three = vlm.ask(IMAGES[0], QUESTIONS[0], method), vlm.answer(IMAGES, QUESTIONS, method)
+    one = vlm.ask(IMAGES[0], QUESTIONS[0], method)
+    start = time.perf_counter()
+    three = vlm.answer(IMAGES, QUESTIONS, method)
+    took = (time.perf_counter() - start) * 1000
+    assert 0.9 * took < sum(answer.timing["total"] for answer in three) <= took
     stages = ["prepare", "tower", "question", "compress", "project", "prefill", "decode"]
     for timing in (one.timing, *(answer.timing for answer in three)):
         assert list(timing) == [*stages, "ttft", "total"]
@@ -82,7 +89,6 @@ def test_times_add_up_and_are_shared_by_the_rows(vlm):
 
 def test_the_time_of_every_stage_is_that_of_the_stage(vlm, monkeypatch):
     """Every stage is made slower in turn, and its own figure alone shows it."""
-    import time
 
     def slowed(function):
         def slow(*args, **kwargs):

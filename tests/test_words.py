@@ -74,6 +74,10 @@ def test_text_after_images_without_text_behind_or_image():
     assert text_after_images(ids, torch.ones_like(ids), 3).tolist() == [1, 7, 8]
 
 
+def test_special_tokens_are_no_words():
+    assert words_of("USER: <image>\nIs it<s> red?</s> ASSISTANT:", TEMPLATE) == "Is it red?"
+
+
 def test_words_keep_their_tokens():
     """The words are tokens of the prompt itself, not of the question tokenised anew."""
     tokenizer = make_tokenizer()
