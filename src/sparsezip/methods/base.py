@@ -4,9 +4,9 @@ It knows tensors only: it sees one tower pass (`Captures`), maybe a question, an
 It never imports transformers and never another method.
 """
 
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from inspect import get_annotations
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -20,57 +20,20 @@ _FINITE = ConfigDict(allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """A frozen group of settings that checks its values; a mapping given for a nested group overrides it in part.
-
-    Raises SettingError for a value of the wrong type or outside its range, UnknownNameError for an unknown nested key.
-    """
-
-    def __post_init__(self) -> None:
-        _check(self, type(self).__name__)
-
-
-def _check(group: Any, title: str) -> None:
-    """Every value fits its annotation; mappings become the groups they stand for."""
-    hints = typing.get_type_hints(type(group), include_extras=True)
-    for field in fields(group):
-        value, hint = getattr(group, field.name), hints[field.name]
-        where = f"{title}: {field.name}"
-        if isinstance(hint, type) and is_dataclass(hint):
-            if isinstance(value, Mapping):
-                value = _group(hint, value, where)
-                object.__setattr__(group, field.name, value)
-            elif not isinstance(value, hint):
-                raise SettingError(f"{where} = {value!r}. Give a mapping of its settings.")
-            _check(value, where)
-            continue
-        try:
-            TypeAdapter(hint, config=_FINITE).validate_python(value, strict=True)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise SettingError(f"{where} = {value!r}. {message.replace('Input', 'It', 1)}.") from None
-
-
-def _group(kind: type, given: Mapping[str, Any], where: str) -> Any:
-    known = [field.name for field in fields(kind)]
-    for key in given:
-        if key not in known:
-            raise UnknownNameError(f'{where} has no setting "{key}".{nearest(key, known)} Known: {", ".join(known)}.')
-    return kind(**given)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method(Settings):
+class Method:
     """A training-free way to send fewer visual tokens; the fields are the settings and their defaults the paper's.
 
     `budget` counts EVERY token sent for an image (CLS and merged ones included); `keep_ratio` says it as a share of the
     patches. All patches or more means the unmodified model: every patch, bit for bit. `paper=True` reproduces the
-    published formulas, defaults and quirks; the default corrects what the file's header lists under Differs.
+    published formulas, defaults and quirks; the default corrects what the file's header lists under Differs. Groups of
+    settings are dataclasses too; a mapping given for one overrides it in part.
 
-    Raises BudgetError for a budget below one token, SettingError for budget and keep_ratio together.
+    Raises SettingError for a value of the wrong type or out of range and for budget and keep_ratio together,
+    BudgetError for a budget below one token, UnknownNameError for an unknown setting inside a group.
     """
 
     name: ClassVar[str]
+    __no_type_check__: ClassVar[bool] = True  # settings are checked below, with errors made for users
     takes_budget: ClassVar[bool] = True  # False: the method cannot be told how many tokens to send
 
     budget: int | None = None
@@ -78,7 +41,8 @@ class Method(Settings):
     paper: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for name, value in _checked(type(self), vars(self), self._title).items():
+            object.__setattr__(self, name, value)
         if self.budget is not None and self.keep_ratio is not None:
             raise SettingError(
                 f"{self._title} got both budget={self.budget} and keep_ratio={self.keep_ratio}. Give one of them."
@@ -140,3 +104,27 @@ class Method(Settings):
     def asked(self, patches: int) -> int | None:
         """Tokens that `budget` or `keep_ratio` grant an image of `patches` patches; None if neither is set."""
         return self.budget if self.keep_ratio is None else max(1, round(self.keep_ratio * patches))
+
+
+def _checked(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The given settings of the dataclass `kind`, each checked against its annotation."""
+    hints = {name: hint for base in kind.__mro__[::-1] for name, hint in get_annotations(base, eval_str=True).items()}
+    known = [field.name for field in fields(kind)]
+    for key in given:
+        if key not in known:
+            raise UnknownNameError(f'{where} has no setting "{key}".{nearest(key, known)} Known: {", ".join(known)}.')
+    return {name: _value(hints[name], value, f"{where}: {name}") for name, value in given.items()}
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, type) and is_dataclass(hint):
+        value = vars(value) if isinstance(value, hint) else value
+        if not isinstance(value, Mapping):
+            raise SettingError(f"{where} = {value!r}. Give its settings by name.")
+        return hint(**_checked(hint, value, where))
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].replace("Input", "It", 1)
+        raise SettingError(f"{where} = {value!r}. {message}.") from None
+    return value
