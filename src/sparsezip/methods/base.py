@@ -123,7 +123,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise SettingError(f"{where} = {value!r}. Give its settings by name.")
         return hint(**_checked(hint, value, where))
     try:
-        TypeAdapter(hint).validate_python(value, strict=True)
+        TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
     except ValidationError as error:
         message = error.errors()[0]["msg"].replace("Input", "It", 1)
         raise SettingError(f"{where} = {value!r}. {message}.") from None
