@@ -40,7 +40,8 @@ class Page:
             line for kind, body in self.blocks if kind != "python" for line in body.replace("\\\n", " ").split("\n")
         ]
         lines = [line.strip().removeprefix("$ ") for line in [*lines, *CODE.findall(self.prose)]]
-        return [shlex.split(line, comments=True) for line in lines if line.startswith(("sparsezip ", "make "))]
+        commands = [shlex.split(line, comments=True) for line in lines if line.startswith(("sparsezip ", "make "))]
+        return [["1" if re.fullmatch("[A-Z]", word) else word for word in words] for words in commands]  # N: a number
 
     @property
     def links(self) -> list[str]:
