@@ -382,10 +382,13 @@ class Trainer:
                 optimizer.load_state_dict(saved)
 
     def export(self, folder: Path) -> None:
-        """Write the model and its processor for stock transformers."""
-        self.model.model.language_model.config._attn_implementation = "sdpa"
-        self.model.model.vision_tower.config._attn_implementation = "sdpa"
+        """Write the model and its processor for stock transformers, weights named as in released LLaVA checkpoints."""
+        for part in (self.model.model.language_model, self.model.model.vision_tower):
+            part.config._attn_implementation = "sdpa"
         self.model.save_pretrained(folder)
+        weights = load_file(folder / "model.safetensors")
+        released = {n.replace("vision_tower.", "vision_tower.vision_model."): t for n, t in weights.items()}
+        save_file(released, folder / "model.safetensors", {"format": "pt"})
         self.processor.save_pretrained(folder)
 
 
