@@ -70,7 +70,7 @@ def test_a_resumed_stage_equals_an_unbroken_one(tmp_path, stage):
 
 def test_a_smoke_training_learns_and_exports_a_stock_checkpoint(tmp_path):
     lines = []
-    folder = train(tmp_path, minutes=1.0, report=lines.append)
+    folder = train(tmp_path, minutes=1.0, threads=torch.get_num_threads(), report=lines.append, report_every=10)
     assert {line.split(":")[0] for line in lines} >= {"tower"}
     what = [float(line.split("what ")[1].split()[0]) for line in lines if line.startswith("tower")]
     assert what[-1] < 0.9 * what[0]

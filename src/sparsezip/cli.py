@@ -21,7 +21,7 @@ import typer
 
 from . import config
 from .config import Document, Settings
-from .errors import ConfigError, RunMismatchError, SettingError, SparsezipError, UsageError
+from .errors import ConfigError, RunMismatchError, SettingError, SparsezipError, UnknownNameError, UsageError
 from .registry import Registry, nearest
 
 BUDGET = 64  # tokens per image where no file, option or setting says how many
@@ -237,11 +237,32 @@ def train(
         float, typer.Option(min=0.1, help="In all; the same command goes on with a run that was killed.")
     ] = 180,
     threads: Annotated[int, typer.Option(min=1)] = 2,
+    stages: Annotated[str | None, typer.Option(help="Some of tower, oracle, align, tune, by comma; none: all.")] = None,
 ) -> None:
     """Train the small model from nothing; the checkpoint ends in OUT/checkpoint."""
-    from .testbed.train import train
+    from .testbed.train import STAGES, train
 
-    typer.echo(f"The checkpoint is in {train(out, minutes, threads=threads, report=typer.echo)}.")
+    names = stages.split(",") if stages else list(STAGES)
+    for name in names:
+        if name not in STAGES:
+            raise UnknownNameError(f'There is no stage "{name}".{nearest(name, STAGES)} Known: {", ".join(STAGES)}.')
+    typer.echo(f"Done: {train(out, minutes, names, threads, report=typer.echo)}")
+
+
+@testbed.command()
+def score(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="A trained one; none: the one that ships.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="Of each type.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of the held-out scenes.")] = 1,
+) -> None:
+    """Held-out scores of a checkpoint by question type, with noise for the image as a control."""
+    _quiet()
+    from .testbed import checkpoint_path
+    from .testbed.score import score, table
+
+    typer.echo(table(score(checkpoint or checkpoint_path(), questions, seed)))
 
 
 def _show_version(asked: bool) -> bool:

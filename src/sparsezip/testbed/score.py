@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -72,3 +73,13 @@ def _figures(rows: list[tuple[str, str, str]]) -> dict[str, Any]:
         if found:
             figures[f"{word}_recall"] = sum(a == p for a, p in found) / len(found)
     return figures
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """The scores as Markdown, with the versions they were made with."""
+    columns = ("n", "accuracy", "blind", "majority", "yes_recall", "no_recall")
+    lines = [f"| type | {' | '.join(columns)} |".replace("_", " "), "|---|" + "--:|" * len(columns)]
+    for type_, row in figures.items():
+        cells = (f"{row[c]:.3f}" if isinstance(row.get(c), float) else str(row.get(c, "-")) for c in columns)
+        lines.append(f"| {type_} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"torch {torch.__version__}, transformers {transformers.__version__}, CPU"])

@@ -254,8 +254,7 @@ class Oracle(nn.Module):
 class Trainer:
     """One stage: parameters, optimisers, clock and files. A killed run goes on from its last save."""
 
-    def __init__(self, out: Path, stage: str, minutes: float, threads: int = 1) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, out: Path, stage: str, minutes: float) -> None:
         self.out, self.stage, self.seconds = out, stage, 60 * minutes
         processor = make_processor()
         self.words, self.processor = Words(processor.tokenizer), processor
@@ -393,18 +392,25 @@ class Trainer:
 
 
 def train(
-    out: Path, minutes: float, stages: Iterable[str] = STAGES, threads: int = 2, report: Callable[[str], None] = print
+    out: Path,
+    minutes: float,
+    stages: Iterable[str] = STAGES,
+    threads: int = 2,
+    report: Callable[[str], None] = print,
+    report_every: int = 50,
 ) -> Path:
-    """Run the stages for `minutes` in all, going on where a killed run stopped; returns the checkpoint's folder.
+    """Run the stages for `minutes` in all, going on where a killed run stopped; returns the last one's folder.
 
     The first two stages may run at the same time in two processes; the export follows the last.
     """
+    torch.set_num_threads(threads)
     for stage in stages:
-        trainer = Trainer(out, stage, minutes * STAGES[stage], threads)
-        for figures in trainer.run():
+        trainer = Trainer(out, stage, minutes * STAGES[stage])
+        for figures in trainer.run(report_every=report_every):
             report(f"{stage}: " + "  ".join(f"{k} {v:.3g}" for k, v in figures.items()))
-    if stage == "tune":
-        trainer.export(out / "checkpoint")
+    if stage != "tune":
+        return out / stage
+    trainer.export(out / "checkpoint")
     return out / "checkpoint"
 
 
