@@ -80,7 +80,7 @@ class Captures:
         """The optional field `name`; raises SettingError when the tower did not deliver it."""
         value: Tensor | None = getattr(self, name)
         if value is None:
-            raise SettingError(f"These captures hold no {name}. Known: {', '.join(sorted(self.delivered))}.")
+            raise SettingError(f"These captures hold no {name}. They hold: {', '.join(sorted(self.delivered))}.")
         return value
 
     @property

@@ -16,7 +16,6 @@ from ..registry import nearest
 from ..tensors import Captures, Compressed, Question
 
 Questions = list[Question | None]
-_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
