@@ -7,10 +7,11 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sparsezip.testbed import checkpoint_path
+from sparsezip.testbed.lessons import answer_loss, encode, pixels
 from sparsezip.testbed.packing import Words, pack
 from sparsezip.testbed.scenes import Difficulty, make
 from sparsezip.testbed.score import score
-from sparsezip.testbed.train import STAGES, Trainer, answer_loss, encode, pixels, train
+from sparsezip.testbed.train import STAGES, Trainer, train
 
 
 def test_packed_turns_equal_each_question_asked_alone(tmp_path):
