@@ -143,3 +143,15 @@ def test_windows_hold_labels_of_their_own_size():
     assert draw(scene).shape == (112, 112, 3)
     assert [labels.shape for labels in patch_labels(scene)] == [(8, 8), (8, 8)]
     assert set(scenes.mask("star", 20).flatten()) > {0, 255}
+
+
+@pytest.mark.parametrize("type_", ["exist", "exist_shape", "exist_color", "color_yn", "count_yn"])
+def test_a_yes_no_question_does_not_give_its_answer_away(type_):
+    answers = {}  # by the number or the kind of words asked about
+    for i in range(400):
+        asked = ask(make("held-out", f"blind/{i}"), type_, random.Random(f"{type_}/blind/{i}"))
+        if asked:
+            answers.setdefault(asked.text.split()[2] if type_ == "count_yn" else "", Counter())[asked.answer] += 1
+    for found in answers.values():
+        if sum(found.values()) >= 60:
+            assert 0.36 < found["yes"] / sum(found.values()) < 0.64, answers

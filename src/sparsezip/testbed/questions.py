@@ -34,6 +34,8 @@ def ask(
     `truth` fixes the answer of a yes/no question (otherwise a fair coin). `hard` asks a false existence question
     about a thing that shares its colour or its shape with one in the scene (otherwise half of them do).
     """
+    if bool(scene.form) != (type_ == "field"):
+        return None
     return _ASK[type_](scene, rng, rng.random() < 0.5 if truth is None else truth, hard)
 
 
@@ -87,8 +89,6 @@ def _shape(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> 
 
 
 def _exist(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    if not scene.things:
-        return None
     color, shape = rng.choice(sorted(pairs(scene))) if truth else absent(scene, rng, hard)
     things = [t for t in scene.things if (t.color, t.shape) == (color, shape)]
     return Asked(
@@ -126,17 +126,20 @@ def _color_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) 
 
 
 def _count(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    shape = rng.choice([t.shape for t in scene.things] if scene.things and rng.random() < 0.8 else SHAPES)
+    shape = rng.choice([t.shape for t in scene.things] if rng.random() < 0.8 else SHAPES)
     things = [t for t in scene.things if t.shape == shape]
     return Asked("count", f"How many {PLURALS[shape]} are there?", str(len(things)), _where(scene, *things))
 
 
 def _count_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    if not scene.things:
+    by_shape = Counter(t.shape for t in scene.things)
+    numbers = sorted(set(by_shape.values()))
+    if len(numbers) < 2:  # the number asked about must not give the answer away
         return None
-    shape = rng.choice([t.shape for t in scene.things])
+    number, asked = rng.sample(numbers, 2)
+    n = number if truth else asked
+    shape = rng.choice(sorted(s for s, count in by_shape.items() if count == number))
     things = [t for t in scene.things if t.shape == shape]
-    n = len(things) if truth else rng.choice([n for n in range(1, 5) if n != len(things)])
     phrase = f"Is there one {shape}" if n == 1 else f"Are there {NUMBERS[n]} {PLURALS[shape]}"
     return Asked("count_yn", f"{phrase} in the image?", "yes" if truth else "no", _where(scene, *things))
 
@@ -182,8 +185,6 @@ def _read_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -
 
 
 def _field(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    if not scene.form:
-        return None
     name, value, line = rng.choice(scene.form)
     return Asked("field", f"What is the {name}?", value, _glyphs(scene, line))
 
