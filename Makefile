@@ -11,7 +11,7 @@ METHODS := keep_all,sparsezip,visionzip,random,grid
 # Five methods on four benchmarks of the small model that ships with the package. Stopped and started again, it
 # goes on where it was; finished, it shows its table again. `rm -r runs/readme` measures anew.
 run: setup
-	$(BIN)/sparsezip eval --model testbed --benchmark $(BENCHMARKS) --method $(METHODS) --out runs/readme --limit 200
+	$(BIN)/sparsezip eval --model testbed --benchmark $(BENCHMARKS) --method $(METHODS) --out runs/readme --limit 240
 
 test: check
 	$(BIN)/python -m pytest
