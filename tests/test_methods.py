@@ -257,6 +257,20 @@ def test_dynamic_k_gives_each_image_its_own_number_within_bounds():
             assert method.compress(made).tokens == [tokens] * 6
 
 
+def test_a_batch_with_different_k_clusters_each_image_as_alone():
+    """Few patches are left, so the number of centres is bound by them: by what K may be, not by what the batch has."""
+    made = captures(images=6)
+    spread = torch.log(methods.SparseZip().scores(made, [None] * 6).var(-1, correction=0) + 1e-3)
+    dynk, merging = {"c": 20.5 - spread.mean().item()}, {"contextual_num": 11, "agglomerative": True}
+    method = methods.SparseZip(dynk=dynk, merging=merging, k_min=20, k_max=21)
+    together = method.compress(made)
+    assert set(together.tokens) == {32, 33}
+    for i in range(6):
+        alone = method.compress(image(made, i))
+        assert torch.equal(alone.features[0], together.features[i])
+        assert torch.equal(alone.source[0], together.source[i])
+
+
 def test_dynamic_k_never_asks_for_more_than_there_is():
     made = captures()
     method = methods.SparseZip(

@@ -141,10 +141,9 @@ class SparseZip(Method):
         queries = [None if question is None else question.tower for question in questions]
         if not self._reads_text or all(query is None for query in queries):
             return None
-        silent = torch.zeros_like(
-            captures.features[0, 0], dtype=torch.float32
-        )  # alike for every patch, so its z-score is 0
-        return relevance(captures.patch_features, torch.stack([silent if q is None else q.float() for q in queries]))
+        silent = captures.features.new_zeros(captures.features.shape[-1])  # alike for every patch: a z-score of 0
+        stacked = torch.stack([(silent if query is None else query).float() for query in queries])
+        return relevance(captures.patch_features, stacked)
 
     @property
     def _reads_text(self) -> bool:

@@ -40,9 +40,11 @@ def mutual(keys: Float[Tensor, "image patch key"], tau_sim: float) -> Float[Tens
     """
     if keys.shape[1] == 1:
         return keys.new_zeros(keys.shape[:2], dtype=torch.float32)
-    similarity = cosine(keys, keys) / tau_sim
-    similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    return 1 - entropy(torch.softmax(similarity, -1)) / math.log(keys.shape[1])
+    spread = []
+    for directions in unit(keys):  # one [patch, patch] matrix at a time: a batch of them would leave the cache
+        likeness = (directions @ directions.mT) / tau_sim
+        spread.append(entropy(torch.softmax(likeness.fill_diagonal_(-torch.inf), -1)))
+    return 1 - torch.stack(spread) / math.log(keys.shape[1])
 
 
 def relevance(
