@@ -21,10 +21,14 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlavaForConditionalGeneration,
+    MaxLengthCriteria,
     StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TextStreamer,
     pipeline,
 )
+from transformers.generation.stopping_criteria import EosTokenCriteria
 
 import sparsezip
 from sparsezip.errors import (
@@ -363,6 +367,105 @@ def test_a_streamer_is_given_the_callers_prompt_first(model, capsys):
     assert [int(put) for put in recorder.puts[1:]] == tokens[0].tolist()
     assert recorder.ended
     assert capsys.readouterr().out.strip() == make_processor().tokenizer.decode(tokens[0]).strip()
+
+
+class Watcher(StoppingCriteria):
+    """Keeps the ids it is given; ends after three new ones, as criterion; changes nothing, as processor."""
+
+    def __init__(self, width):
+        self.seen, self.width = [], width
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(input_ids)
+        stop = torch.full((len(input_ids),), input_ids.shape[1] >= self.width + 3)
+        return scores if isinstance(scores, torch.Tensor) else stop
+
+
+DECODING = [
+    {},
+    {"num_beams": 3},
+    {"num_beams": 3, "num_return_sequences": 2},
+    {"do_sample": True, "num_return_sequences": 2},
+]
+
+
+@pytest.mark.parametrize("settings", DECODING, ids=lambda settings: "-".join(settings) or "greedy")
+@pytest.mark.parametrize("kind", [list, StoppingCriteriaList])
+def test_stopping_criteria_see_the_callers_prompt(model, settings, kind):
+    prompts = (inputs := inputs_for(*ROWS))["input_ids"]
+    watcher = Watcher(prompts.shape[1])
+    with sparsezip.compress(model, Varied()):
+        new = answers(model, inputs, stopping_criteria=kind([watcher]), **settings)
+    assert new.shape[1] == 3
+    for step, ids in enumerate(watcher.seen, 1):
+        assert torch.equal(ids[:, : watcher.width], prompts.repeat_interleave(len(ids) // 4, 0))
+        assert ids.shape[1] == watcher.width + step
+    if not settings:
+        assert torch.equal(watcher.seen[-1][:, watcher.width :], new)
+
+
+@pytest.mark.parametrize("settings", DECODING, ids=lambda settings: "-".join(settings) or "greedy")
+def test_logits_processors_see_the_callers_prompt(model, settings):
+    prompts = (inputs := inputs_for(*ROWS))["input_ids"]
+    watcher = Watcher(prompts.shape[1])
+    with sparsezip.compress(model, Varied()):
+        answers(model, inputs, logits_processor=[watcher], **settings)
+    assert len(watcher.seen) == NEW
+    for step, ids in enumerate(watcher.seen):
+        assert torch.equal(ids[:, : watcher.width], prompts.repeat_interleave(len(ids) // 4, 0))
+        assert ids.shape[1] == watcher.width + step
+
+
+@pytest.mark.parametrize("settings", DECODING, ids=lambda settings: "-".join(settings) or "greedy")
+def test_the_allowed_tokens_follow_from_the_callers_prompt(model, settings):
+    prompts = (inputs := inputs_for(*ROWS))["input_ids"]
+    width, seen = prompts.shape[1], []
+
+    def allowed(batch_id, ids):
+        row = next(number for number, prompt in enumerate(prompts) if torch.equal(ids[:width], prompt))
+        seen.append((batch_id, row, len(ids) - width))
+        return [20 + row, 30 + row]
+
+    with sparsezip.compress(model, Varied()):
+        new = answers(model, inputs, prefix_allowed_tokens_fn=allowed, **settings)
+    copies = 2 if "do_sample" in settings else 1
+    assert all(row == batch_id // copies for batch_id, row, _ in seen)
+    assert {step for *_, step in seen} == set(range(NEW))
+    for number, tokens in enumerate(new.tolist()):
+        row = number // (len(new) // 4)
+        assert set(tokens) <= {20 + row, 30 + row}
+
+
+@pytest.mark.parametrize("more", [3, NEW + 3])
+def test_a_criterion_of_length_counts_the_callers_prompt(model, more):
+    inputs = inputs_for(*ROWS)
+    width = inputs["input_ids"].shape[1]
+    criteria = StoppingCriteriaList([MaxLengthCriteria(width + more)])
+    expected = answers(model, inputs, stopping_criteria=criteria).shape
+    assert expected == (4, more)  # transformers lets the criterion come before max_new_tokens
+    with sparsezip.compress(model, Varied()):
+        assert answers(model, inputs, stopping_criteria=criteria).shape == expected
+    assert criteria.max_length == width + more
+
+
+def test_a_criterion_that_ends_rows_takes_the_place_of_generates_own(model):
+    inputs = inputs_for(*ROWS)
+    with sparsezip.compress(model, Varied()):
+        first, second = answers(model, inputs)[0, :2].tolist()
+        criteria = [EosTokenCriteria(torch.tensor([second]))]
+        tokens = answers(model, inputs, stopping_criteria=criteria, eos_token_id=first, pad_token_id=0)[0].tolist()
+    assert first != second
+    assert tokens == [first, second] + [0] * (len(tokens) - 2)
+
+
+def test_the_callers_prompt_comes_back_where_a_row_of_text_is_the_longest(model):
+    rows = [ROWS[0], ("star " * 20, [])]
+    inputs = inputs_for(*rows)
+    width = inputs["input_ids"].shape[1]
+    assert inputs["attention_mask"][1].all()
+    with sparsezip.compress(model, Varied()):
+        output = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(output[:, :width], inputs["input_ids"])
 
 
 def test_the_pipeline_of_transformers(model):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import UnsupportedCallError
@@ -78,13 +79,12 @@ class Interception:
                 call["attention_mask"] = self._inferred_mask(call)
             spliced = self.splice(call)
         shorter = spliced.get("input_ids")
-        cut = 0 if prompt is None or shorter is None else prompt.shape[1] - shorter.shape[1]
-        if prompt is None or not cut:
+        if prompt is None or shorter is None or shorter is prompt:
             return self._run(original, spliced)
-        self._shorten_lengths(spliced, cut)
-        if spliced.get("streamer") is not None:
-            spliced["streamer"] = _FirstPut(spliced["streamer"], prompt)
-        return with_prompt(self._run(original, spliced), prompt, prompt.shape[1] - cut)
+        width = shorter.shape[1]
+        self._shorten_lengths(spliced, prompt.shape[1] - width)
+        self._show_prompt(spliced, prompt, width)
+        return with_prompt(self._run(original, spliced), prompt, width)
 
     def _run(self, original: Callable[..., Any], call: Call) -> Any:
         self._generating = True
@@ -120,6 +120,23 @@ class Interception:
         if target is not None:
             call["generation_config"] = target
 
+    def _show_prompt(self, call: Call, prompt: Int[Tensor, "row token"], width: int) -> None:
+        # What the caller hands in to watch the ids sees its own prompt in front of the new ones.
+        if call.get("streamer") is not None:
+            call["streamer"] = _FirstPut(call["streamer"], prompt)
+        if call.get("logits_processor"):
+            call["logits_processor"] = [_Watching(each, prompt, width) for each in call["logits_processor"]]
+        if call.get("stopping_criteria"):
+            call["stopping_criteria"] = [_criterion(each, prompt, width) for each in call["stopping_criteria"]]
+        allowed = call.get("prefix_allowed_tokens_fn")
+        if allowed is not None:
+            # generate counts beams as one prompt, but the copies it samples as prompts of their own.
+            beams, copies = (self._setting(call, name) or 1 for name in ("num_beams", "num_return_sequences"))
+            prompts = prompt if beams > 1 else prompt.repeat_interleave(copies, 0)
+            call["prefix_allowed_tokens_fn"] = lambda batch_id, ids: allowed(
+                batch_id, in_front(prompts[batch_id : batch_id + 1], ids[None], width)[0]
+            )
+
 
 def by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Call:
     """All arguments of a call by their names, so that positional ones are seen as well."""
@@ -131,13 +148,18 @@ def by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -
 
 def with_prompt(output: Any, prompt: Int[Tensor, "row token"], width: int) -> Any:
     """What `generate` returned, its first `width` ids of every sequence replaced by the caller's own prompt."""
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    prompts = prompt.repeat_interleave(len(sequences) // len(prompt), 0).to(sequences)
-    sequences = torch.cat([prompts, sequences[:, width:]], 1)
     if isinstance(output, Tensor):
-        return sequences
-    output.sequences = sequences
+        return in_front(prompt, output, width)
+    output.sequences = in_front(prompt, output.sequences, width)
     return output
+
+
+def in_front(
+    prompt: Int[Tensor, "row token"], ids: Int[Tensor, "sequence shorter"], width: int
+) -> Int[Tensor, "sequence longer"]:
+    """`prompt` in place of the first `width` ids, repeated for the sequences that were made of one row."""
+    prompts = prompt.repeat_interleave(len(ids) // len(prompt), 0).to(ids)
+    return torch.cat([prompts, ids[:, width:]], 1)
 
 
 def refuse_unsupported(call: Call, placeholder: int) -> None:
@@ -195,3 +217,26 @@ class _FirstPut(BaseStreamer):
 
     def end(self) -> None:
         self.streamer.end()
+
+
+class _Watching:
+    """A stopping criterion or logits processor, given the caller's own prompt in front of the new ids."""
+
+    def __init__(self, watcher: Any, prompt: Int[Tensor, "row token"], width: int) -> None:
+        self.watcher, self.prompt, self.width = watcher, prompt, width
+        if hasattr(watcher, "eos_token_id"):  # how generate finds out that a criterion ends single rows
+            self.eos_token_id = watcher.eos_token_id
+
+    def __call__(self, input_ids: Tensor, scores: Any) -> Any:
+        return self.watcher(in_front(self.prompt, input_ids, self.width), scores)
+
+
+def _criterion(criterion: Any, prompt: Int[Tensor, "row token"], width: int) -> Any:
+    # These three take the place of generate's own, which it tells by their type.
+    if type(criterion) in (EosTokenCriteria, MaxTimeCriteria):  # which do not look at the prompt
+        return criterion
+    if type(criterion) is MaxLengthCriteria:
+        criterion = copy.copy(criterion)
+        criterion.max_length += width - prompt.shape[1]
+        return criterion
+    return _Watching(criterion, prompt, width)
