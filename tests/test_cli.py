@@ -333,7 +333,7 @@ def test_more_tokens_than_patches(run, model, image, data, tmp_path):
         assert (code, out, len(err)) == (2, "", 1)
         assert "10 + 7 = 17" in err[0]
         assert "16" in err[0]
-    assert not (folder / "run.json").exists()
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,32 @@ def test_eval(run, no_model, data, tmp_path, arguments, message):
     code, out, err = run("eval", "--data", data, "--out", folder, *arguments)
     assert (code, out, len(err)) == (2, "", 1)
     assert message in err[0]
-    assert not (folder / "run.json").exists()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_eval_writes_over_nobodys_files(run, no_model, data, tmp_path, given):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("config.yaml", "plan.json", "table.md"):
+        (folder / name).write_text("runner: {dataset: pope}\n")
+    wanted = ["eval", "--config", folder / "config.yaml", "--out", folder]
+    code, out, err = run(*wanted, *(["--data", data] if given else []))
+    assert (code, out, len(err)) == (2, "", 1)
+    assert f"{folder} holds files and no run, such as config.yaml" in err[0]
+    assert {path.read_text() for path in folder.iterdir()} == {"runner: {dataset: pope}\n"}
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_folder_that_cannot_be_one(run, no_model, model, data, tmp_path, given, place):
+    (tmp_path / "file").write_text("mine")
+    wanted = ["eval", "--model", model, "--out", tmp_path / place, "--scenes", 2]
+    code, out, err = run(*wanted, *(["--data", data] if given else []))
+    assert (code, out, len(err)) == (2, "", 1)
+    assert "cannot be written" in err[0]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_eval_wants_a_folder(run, no_model):
@@ -416,13 +441,14 @@ def test_failures_are_one_line_and_1(run, image, monkeypatch, error):
 def test_an_interrupt_is_130_without_a_traceback(tmp_path):
     running = process("testbed", "data", tmp_path / "sets", "--scenes", 100_000)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "sets" / "scenes" / "images" / "00001.png").exists():
+    while not list(tmp_path.glob("sets.*.partial/scenes/images/00001.png")):
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out, err) == (130, "", "")
+    assert not (tmp_path / "sets").exists()
 
 
 # -- the rest --------------------------------------------------------------------------------------------------------
@@ -448,6 +474,10 @@ def test_testbed_data_is_repeatable(run, tmp_path):
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert {"pope", "mme", "docvqa", "scenes"} == {file.parts[0] for file in files}
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+    code, _, err = run("testbed", "data", tmp_path / "a", "--seed", 6, "--scenes", 2)
+    assert (code, len(err)) == (2, 1)
+    assert "is not empty" in err[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
 def test_help_version_and_lists_start_without_torch():

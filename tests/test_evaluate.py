@@ -190,7 +190,7 @@ def test_a_setting_that_fails_in_the_warm_up_leaves_the_folder_free(data, tmp_pa
 
     with pytest.raises(SettingError):
         evaluate(Refusing(), ["scenes"], ["keep_all"], tmp_path / "out", data=data)
-    assert not (tmp_path / "out" / "run.json").exists()
+    assert not list((tmp_path / "out").iterdir())
     assert run(tmp_path / "out", data)["failed"] == 0
 
 
@@ -307,7 +307,8 @@ def test_a_finished_run_is_not_asked_again(data, tmp_path):
     )
     assert not model.calls
     assert untimed(again) == untimed(first)
-    assert len(again["record"]["sessions"]) == 2
+    assert again["record"] == first["record"] == json.loads((tmp_path / "out" / "run.json").read_text())
+    assert not any("resumed" in note for note in again["notes"])
 
 
 def test_answers_cut_at_any_byte_are_completed_to_the_same_run(data, tmp_path):
@@ -339,10 +340,13 @@ def test_a_run_killed_before_its_record_starts_anew(data, tmp_path):
     whole = run(tmp_path / "whole", data)
     out = tmp_path / "out"
     out.mkdir()
+    (out / "sets-seed0-scenes200.seed0-scenes200.partial").mkdir()
     (out / "answers.jsonl").touch()
+    (out / "config.yaml").write_text("mod")
     (out / "plan.json").write_text('[{"number": 0, "bench')
     (out / "run.partial").write_text("{")
-    assert untimed(run(out, data)) == untimed(whole)
+    assert untimed(run(out, data, asked="model: {}")) == untimed(whole)
+    assert (out / "config.yaml").read_text() == "model: {}"
 
 
 def test_the_recorded_batches_are_used_again(data, tmp_path):

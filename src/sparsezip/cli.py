@@ -173,11 +173,6 @@ def evaluate(
     from .measure.report import table
 
     files = Path(runner.ann_path) if runner.ann_path else _own_sets(folder, runner.seed, runner.scenes)
-    if not (folder / "run.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(
-            config.dump(settings, {made.name: asdict(made) for made in methods}), encoding="utf-8"
-        )
     results = evaluate(
         settings.model.model_path,
         runner.dataset,
@@ -191,6 +186,7 @@ def evaluate(
         max_new_tokens=settings.model.max_new_tokens,
         batch_size=runner.batch_size,
         config={"seed": runner.seed},
+        asked=config.dump(settings, {made.name: asdict(made) for made in methods}),
         console=Console(stderr=True),
         **_loading(settings),
     )
@@ -385,16 +381,16 @@ def _loading(settings: Settings) -> dict[str, Any]:
 
 def _own_sets(folder: Path, seed: int, scenes: int) -> Path:
     """The testbed's own sets, made once per run folder. Raises RunMismatchError where a run has others."""
+    from .measure.store import refuse_different
     from .testbed import sets
 
+    refuse_different(folder, {})
     made = folder / f"sets-seed{seed}-scenes{scenes}"
     if not made.exists():
         if (folder / "run.json").exists():
             raise RunMismatchError(f"{folder} holds a different run: it has no {made.name}. Choose another folder.")
         typer.echo(f"Making the testbed's own sets in {made}.", err=True)
-        partial = made.with_suffix(".partial")
-        sets.write(partial, seed, scenes)
-        partial.rename(made)
+        sets.write(made, seed, scenes)
     return made
 
 

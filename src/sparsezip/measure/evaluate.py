@@ -88,6 +88,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     batch_size: int = 1,
     config: Mapping[str, Any] | None = None,
+    asked: str | None = None,
     console: Console | None = None,
     **loading: Any,
 ) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def evaluate(
     prompt: how questions are asked, a name in benchmarks.base.PROMPTS; None: "bare" for "testbed", else "llava".
     max_new_tokens: None: the benchmark's own. batch_size: questions answered together.
     config: further settings that make the run what it is; kept in run.json and compared when it is resumed.
+    asked: the request as a configuration file, kept as config.yaml.
     console: where progress is shown; None: nowhere.
 
     Results: "failed" counts questions without an answer, over all methods. For the rest see report/summary.py.
@@ -141,14 +143,14 @@ def evaluate(
         opened = lru_cache(maxsize=batch_size)(open_image)  # the methods of a batch share its decoded images
 
         def answer(cell: Cell) -> list[Row]:
-            asked = [by_id[cell.batch.benchmark, number] for number in cell.batch.ids]
-            return _answered(vlm, labelled[cell.label], cell, asked, opened, tokens[cell.batch.benchmark])
+            questions = [by_id[cell.batch.benchmark, number] for number in cell.batch.ids]
+            return _answered(vlm, labelled[cell.label], cell, questions, opened, tokens[cell.batch.benchmark])
 
         done = store.done
         todo = [cell for cell in _cells(store.plan, list(labelled)) if (cell.batch.number, cell.label) not in done]
         if todo:
             _warm_up(vlm, labelled, samples, batch_size, tokens)
-        store.begin()
+            store.begin(asked)
         total = sum(len(batch.ids) for batch in store.plan) * len(labelled)
         with Countdown(console, total, len(store.rows)) as countdown:
             for rows in local.run(todo, answer):

@@ -1,16 +1,20 @@
 """The folder of a run: the plan first, then the record, then the answers, so that a killed run can be resumed.
 
+    OUT/answers.jsonl  one row per sample and method, synced to disk batch by batch
+    OUT/config.yaml    the request as a configuration, where it came from the command line
     OUT/plan.json      which samples are answered together, in which order; a resumed run reuses it
     OUT/run.json       what is asked of which model on which data, with which versions; written before any answer
-    OUT/answers.jsonl  one row per sample and method, synced to disk batch by batch
 
-A batch of one method is a cell: it is either in the file completely or it is done again.
+A batch of one method is a cell: it is either in the file completely or it is done again. Files of others are never
+written over: answers.jsonl comes first, into a folder that holds nothing else, and so marks a folder as ours.
 """
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +23,7 @@ from ..errors import FailureError, RunMismatchError, UsageError
 from .records import Row
 
 IDENTITY = ("config", "model", "data")  # the parts of the record that make two runs the same run
+BEFORE = re.compile(r"sets-seed\d+-scenes\d+(\..*)?")  # what the command line makes in a folder before its run begins
 
 
 @dataclass(frozen=True)
@@ -39,25 +44,27 @@ class Store:
         Raises RunMismatchError when the folder holds a different run or when another process is writing to it,
         UsageError when it cannot be written, FailureError when its files are damaged.
         """
-        self.folder = folder
+        self.folder, self._sessions = folder, record["sessions"]
         self._answers = _locked(folder / "answers.jsonl")
         try:
             if (folder / "run.json").exists():
                 refuse_different(folder, record)
                 self.record = read_record(folder)
-                self.record["sessions"] += record["sessions"]
                 self.plan = [Batch(**batch) for batch in _read_json(folder / "plan.json")]
             elif self._answers.read(1):
                 raise RunMismatchError(f"{folder} holds answers but no run.json. Choose another folder.")
             else:
-                self.record, self.plan = dict(record), plan
+                self.record, self.plan = {**record, "sessions": []}, plan
             self.rows = self._recover()
         except BaseException:
-            self._answers.close()
+            self.close()
             raise
 
-    def begin(self) -> None:
-        """Write down the plan and the record; from here on the folder holds this run."""
+    def begin(self, asked: str | None = None) -> None:
+        """Write down the request, the plan and the record of this session; from here on the folder holds this run."""
+        self.record["sessions"] += self._sessions
+        if asked is not None and not (self.folder / "run.json").exists():
+            (self.folder / "config.yaml").write_text(asked, encoding="utf-8")
         write_json(self.folder / "plan.json", [vars(batch) for batch in self.plan])
         write_json(self.folder / "run.json", self.record)
 
@@ -75,7 +82,11 @@ class Store:
         self.rows += rows
 
     def close(self) -> None:
-        """Release the folder."""
+        """Release the folder, as it was where no run has begun."""
+        answers = self.folder / "answers.jsonl"
+        with suppress(OSError):
+            if not (self.folder / "run.json").exists() and not answers.stat().st_size:
+                answers.unlink()
         self._answers.close()
 
     def __enter__(self) -> "Store":
@@ -103,12 +114,25 @@ class Store:
 
 
 def refuse_different(folder: Path, record: Mapping[str, Any]) -> None:
-    """Raise RunMismatchError when `folder` holds another run than `record`, compared in the parts that `record` has."""
-    if (folder / "run.json").exists():
+    """Raise RunMismatchError when `folder` holds another run than `record`, or files and no run.
+
+    Runs are compared in the parts that `record` has. Raises UsageError where `folder` is a file or cannot be read.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"The results cannot be written to {folder} ({error.strerror}).") from None
+    if "run.json" in names:
         held = read_record(folder)
         differences = list(_differences({part: held.get(part, {}) for part in record}, record))
         if differences:
             raise RunMismatchError(f"{folder} holds a different run ({'; '.join(differences)}). Choose another folder.")
+    elif "answers.jsonl" not in names:
+        others = [name for name in names if not BEFORE.fullmatch(name)]
+        if others:
+            raise RunMismatchError(f"{folder} holds files and no run, such as {others[0]}. Choose another folder.")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

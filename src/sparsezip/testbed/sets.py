@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..errors import UsageError
 from .questions import YES_NO, Asked, absent, article, ask, pairs
 from .scenes import Difficulty, Scene, draw, make
 
@@ -35,12 +36,23 @@ def write(out: Path, seed: int, scenes: int) -> None:
     """Write the four sets under `out`.
 
     `scenes` images of open questions; a quarter as many for POPE, a tenth per MME subtask and a fifth as forms
-    (at least two each). Files that exist are written again, with the same content for the same seed.
+    (at least two each). They are made beside `out` and take its name when they are complete.
+    Raises UsageError where `out` holds something already or cannot be made.
     """
-    _write_scenes(out / "scenes", seed, scenes)
-    _write_pope(out / "pope", seed, max(2, scenes // 4))
-    _write_mme(out / "mme", seed, max(2, scenes // 10))
-    _write_docvqa(out / "docvqa", seed, max(2, scenes // 5))
+    out = out.resolve()
+    # The name tells the content apart, so that what a kill left is written again and never mixed with other sets.
+    partial = out.with_name(f"{out.name}.seed{seed}-scenes{scenes}.partial")
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise UsageError(f"{out} is not empty. Choose another folder.")
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The sets cannot be written to {out} ({error.strerror}).") from None
+    _write_scenes(partial / "scenes", seed, scenes)
+    _write_pope(partial / "pope", seed, max(2, scenes // 4))
+    _write_mme(partial / "mme", seed, max(2, scenes // 10))
+    _write_docvqa(partial / "docvqa", seed, max(2, scenes // 5))
+    partial.rename(out)
 
 
 def held_out(seed: int, name: str, difficulty: Difficulty | None = None) -> Scene:
