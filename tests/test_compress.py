@@ -688,6 +688,17 @@ def test_refuses_calls_that_do_not_go_with_fewer_tokens(model, call, name, value
     assert fingerprint(model) == before
 
 
+@torch.no_grad()
+def test_refuses_to_keep_logits_by_their_columns(model):
+    inputs = alone(ROWS[0])
+    with sparsezip.compress(model, Varied()):
+        for columns in ([0, 5], [inputs["input_ids"].shape[1] - 1]):
+            with pytest.raises(UnsupportedCallError, match="logits_to_keep names columns"):
+                model(**inputs, logits_to_keep=torch.tensor(columns))
+        last = model(**inputs, logits_to_keep=2).logits
+        torch.testing.assert_close(last, model(**inputs).logits[:, -2:], atol=1e-4, rtol=0)
+
+
 def test_settings_that_only_repeat_the_configuration_are_fine(model):
     inputs = alone(ROWS[0])
     with sparsezip.compress(model, Varied()):

@@ -192,6 +192,11 @@ def refuse_unsupported(call: Call, placeholder: int) -> None:
         raise UnsupportedCallError(
             f"The attention mask has shape {tuple(mask.shape)}, the prompt {tuple(ids.shape)}. Give one value a token."
         )
+    if isinstance(call.get("logits_to_keep"), Tensor):
+        raise UnsupportedCallError(
+            "logits_to_keep names columns of the prompt, but these move where visual tokens are not sent. Give the "
+            "number of columns to keep at the end, or leave it out and choose from the logits."
+        )
     for name in _PLACING:
         if call.get(name) is not None:
             raise UnsupportedCallError(
