@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_vlm import make_model, make_processor, picture, prompt
+from transformers import MaxLengthCriteria
 
 import sparsezip
 from sparsezip.errors import ImageError, UnsupportedCallError
@@ -130,6 +131,34 @@ def test_a_question_that_smuggles_in_an_image_is_refused(vlm):
     with pytest.raises(UnsupportedCallError, match="contains <image>"):
         vlm.ask(IMAGES[0], "What is <image>?")
     assert "generate" not in vars(vlm.model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_return_sequences": 2, "do_sample": True}, {"return_dict_in_generate": True}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_one_answer_per_question(vlm, settings):
+    name, value = next(iter(settings.items()))
+    with pytest.raises(UnsupportedCallError, match=f"asks for {name}={value}"):
+        vlm.ask(IMAGES[0], QUESTIONS[0], **settings)
+    usual = vlm.ask(IMAGES[0], QUESTIONS[0], num_return_sequences=1, return_dict_in_generate=False)
+    assert usual.text == vlm.ask(IMAGES[0], QUESTIONS[0]).text
+
+
+def test_images_and_questions_pair_up(vlm):
+    assert vlm.answer([], []) == []
+    for images, questions in ((IMAGES, QUESTIONS[:2]), (IMAGES[:1], QUESTIONS), (IMAGES, []), ([], QUESTIONS)):
+        with pytest.raises(UnsupportedCallError, match=f"{len(images)} images came with {len(questions)} questions"):
+            vlm.answer(images, questions)
+
+
+def test_stopping_criteria_of_ones_own(vlm):
+    width = len(vlm.processor(images=IMAGES[0], text=prompt(QUESTIONS[0]))["input_ids"][0])
+    method = sparsezip.method("visionzip", budget=5)
+    stopped = vlm.ask(IMAGES[0], QUESTIONS[0], method, stopping_criteria=[MaxLengthCriteria(width + 3)])
+    assert stopped.text == vlm.ask(IMAGES[0], QUESTIONS[0], method, max_new_tokens=3).text
+    assert stopped.timing["decode"] > 0
 
 
 def test_images_without_language_model(vlm):

@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from . import methods
@@ -338,17 +338,20 @@ class VLM(Checkpoint):
         decode; "ttft" is the time to the first token and "total" everything.
 
         Raises ImageError for an image that cannot be read, UnsupportedCallError for a question that holds an image
-        placeholder, and what `compress` raises.
+        placeholder, for images and questions that do not pair up and for settings that do not return one text each,
+        and what `compress` raises.
         """
+        _check_pairs(images, questions, generation)
+        if not len(images):
+            return []
         start = _now()
         inputs = self._prepare([_opened(image) for image in images], questions)
         prepared = _now()
         first = _FirstToken()
         settings = {"do_sample": False, "num_beams": 1, "pad_token_id": self._pad_token} | generation
+        settings["stopping_criteria"] = [first, *(generation.get("stopping_criteria") or [])]
         with compress(self.model, method, processor=self.processor) as trace:
-            sequences = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, stopping_criteria=StoppingCriteriaList([first]), **settings
-            )
+            sequences = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         end = _now()
         texts = self.processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         ends = {"prepare": prepared - start, **trace.stages}
@@ -430,6 +433,20 @@ def _asked(checkpoint: Checkpoint, questions: Sequence[str]) -> list[Question | 
     reader = Reader(checkpoint.adapter, checkpoint.processor, None)
     prompts = [checkpoint.processor.tokenizer(checkpoint.prompt(question)) for question in questions]
     return [reader(torch.tensor([prompt["input_ids"]]), None, [1])[0] for prompt in prompts]
+
+
+def _check_pairs(images: Sequence[Any], questions: Sequence[str], generation: dict[str, Any]) -> None:
+    if len(images) != len(questions):
+        raise UnsupportedCallError(
+            f"{len(images)} images came with {len(questions)} questions. Give one image per question; an image that is "
+            "asked about twice is given twice."
+        )
+    for name, usual in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
+        if generation.get(name) not in (None, usual):
+            raise UnsupportedCallError(
+                f"The call asks for {name}={generation[name]!r}, but every question gets one answer, as text. Leave it "
+                "out, or call model.generate under compress()."
+            )
 
 
 def _opened(image: Image.Image | str | Path) -> Image.Image:
