@@ -250,3 +250,8 @@ def test_only_safetensors_are_read(model, single, tmp_path, how):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(UnsupportedModelError, match=r"model\.safetensors"):
         how(folder)
+
+
+def test_quantization_goes_by_transformers_own_name(single):
+    with pytest.raises(UnsupportedCallError, match=r"no option quantization='4bit'.*quantization_config="):
+        sparsezip.load(single, quantization="4bit")

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from ..errors import UnknownNameError, UnsupportedModelError
+from ..errors import UnknownNameError, UnsupportedCallError, UnsupportedModelError
 from ..registry import nearest
 from . import registry
 from .base import Adapter
@@ -96,8 +96,14 @@ def load(
     quantization_config, device_map, ...) go to transformers' from_pretrained.
 
     Raises UnknownNameError when there is nothing of that name, UnsupportedModelError for a family that is not served
-    and for checkpoints in the original LLaVA format (naming their twin in transformers' format).
+    and for checkpoints in the original LLaVA format (naming their twin in transformers' format), UnsupportedCallError
+    for quantization=.
     """
+    if "quantization" in options:
+        raise UnsupportedCallError(
+            f"There is no option quantization={options['quantization']!r}. Give transformers' own: "
+            "quantization_config=BitsAndBytesConfig(load_in_4bit=True), for example."
+        )
     files = _Files.of(name_or_path, options)
     _family(*files.config.get("architectures") or [])
     try:
