@@ -98,11 +98,17 @@ def test_the_first_frame_of_an_animation(write):
         (png_header(100_000, 100_000), "far more than 64 megapixels"),
         (png_header(12_000, 12_000), "144 megapixels"),  # in between, Pillow itself only warns
         (png_header(8_001, 8_000), "64 megapixels"),
+        (png_header(60_000, 1), "60000 x 1 pixels; one side may be at most 100 times the other"),
+        (encoded("PNG", Image.new("RGB", (2, 201))), "2 x 201 pixels"),
     ],
 )
 def test_what_is_refused(write, content, message):
     with pytest.raises(ImageError, match=message):
         open_image(write(content))
+
+
+def test_a_side_of_100_times_the_other_is_opened(write):
+    assert open_image(write(encoded("PNG", Image.new("RGB", (2, 200))))).size == (2, 200)
 
 
 def test_64_megapixels_are_allowed_by_the_size_check(write):

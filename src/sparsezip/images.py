@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import ImageError
 
 MAX_MEGAPIXELS = 64
+MAX_ASPECT = 100  # processors scale the short side up first: 60000 x 1 would become 20160000 x 336
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what benchmarks ship; every further decoder is attack surface
 
 
@@ -19,7 +20,7 @@ def open_image(path: str | Path) -> Image.Image:
     an image; of an animation the first frame is taken; 16-bit greys keep their upper 8 bits.
 
     Raises ImageError for a file that is missing, empty, truncated or no PNG, JPEG, WebP, GIF or BMP, and for
-    more than 64 megapixels, which the header tells before anything is decoded.
+    more than 64 megapixels or a side more than 100 times the other, which the header tells before anything is decoded.
     """
     path = Path(path)
     if not path.is_file():  # a named pipe would block for ever
@@ -51,6 +52,11 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise ImageError(
             f"The image {path} has {width} x {height} = {width * height / 1e6:.0f} megapixels; "
             f"at most {MAX_MEGAPIXELS} are opened. Scale it down first."
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(
+            f"The image {path} has {width} x {height} pixels; one side may be at most {MAX_ASPECT} times the other. "
+            "Cut it first."
         )
 
 
