@@ -1,6 +1,7 @@
 """The laws of every benchmark, run on the example its file holds, and what the four of this package read and refuse."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,28 @@ def test_incomplete_rows_are_refused_with_file_and_number(law):
                 raise
         (data / name).write_text(made.example[name], encoding="utf-8")
     assert len(refused) >= 3  # image, question and reference, at the least
+
+
+@pytest.mark.parametrize("made", [benchmark("pope"), benchmark("docvqa"), benchmark("scenes")], ids=lambda b: b.name)
+@pytest.mark.parametrize("given", ["null", '""', "[1]"])
+def test_a_question_without_an_id_is_refused(made, tmp_path, given):
+    data = example(made, tmp_path)
+    name = next(iter(made.example))
+    text = re.sub(r'"(question_?[iI]d)": \d+', rf'"\1": {given}', made.example[name], count=1)
+    assert text != made.example[name]
+    (data / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r'row 1 has no "question_?[iI]d"'):
+        made.samples(data)
+
+
+def test_a_question_that_holds_the_mark_of_an_image_is_refused(law):
+    made, data = law
+    name = next(iter(made.example))
+    marked = re.sub(r"(Is there|What is|what color is)", r"<image> \1", made.example[name], count=1)
+    assert marked != made.example[name]
+    (data / name).write_text(marked, encoding="utf-8")
+    with pytest.raises(DataError, match='row 1 holds "<image>"'):
+        made.samples(data)
 
 
 def test_garbage_is_refused(law):

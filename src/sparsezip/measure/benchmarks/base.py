@@ -197,8 +197,23 @@ def objects(values: Iterable[Any], path: Path, first: int = 1) -> Iterator[tuple
 
 
 def text_of(row: Mapping[str, Any], key: str, place: str) -> str:
-    """A text that the row must have, stripped. Raises DataError that names the row."""
+    """A text that the row must have, stripped, which cannot hold an image's place. Raises DataError with the row."""
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f'{place} has no "{key}"{"" if value is None else f" but {value!r}"}.')
-    return value.strip()
+    return without_image(value.strip(), place)
+
+
+def without_image(text: str, place: str) -> str:
+    """The text itself. Raises DataError where it holds "<image>": a model would look for a second image there."""
+    if "<image>" in text:
+        raise DataError(f'{place} holds "<image>", which stands for an image and cannot be asked. Take it out.')
+    return text
+
+
+def id_of(row: Mapping[str, Any], key: str, place: str) -> str:
+    """The row's number or name. Raises DataError that names the row."""
+    value = row.get(key)
+    if not isinstance(value, int | str) or value == "":
+        raise DataError(f'{place} has no "{key}"{"" if value is None else f" but {value!r}"}.')
+    return str(value)

@@ -14,7 +14,7 @@ from ...errors import DataError
 from ..metrics import anls, exact_match
 from ..metrics.interval import Estimate, mean
 from ..records import Row
-from .base import Benchmark, Entry, chosen, first_existing, objects, read_text, text_of
+from .base import Benchmark, Entry, chosen, first_existing, id_of, objects, read_text, text_of
 
 EXAMPLE = {
     "val_v1.0_withQT.json": """{"dataset_name": "SP-DocVQA", "dataset_split": "val", "dataset_version": "1.0", "data": [
@@ -55,11 +55,9 @@ class DocVqa(Benchmark):
             answers = row.get("answers")
             if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
                 raise DataError(f'{place} has no "answers"{"" if answers is None else f" but {answers!r}"}.')
-            if "questionId" not in row:
-                raise DataError(f'{place} has no "questionId".')
             entries.append(
                 Entry(
-                    id=str(row["questionId"]),
+                    id=id_of(row, "questionId", place),
                     image=text_of(row, "image", place),
                     question=text_of(row, "question", place),
                     references=answers,

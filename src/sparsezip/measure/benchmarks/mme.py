@@ -15,7 +15,7 @@ from ...errors import DataError
 from ..metrics import mme
 from ..metrics.interval import Estimate, mean, ratio
 from ..records import Row
-from .base import Benchmark, Entry, chosen, first_existing, read_text
+from .base import Benchmark, Entry, chosen, first_existing, read_text, without_image
 
 EXAMPLE = {
     "existence/000000006040.txt": (
@@ -124,6 +124,6 @@ def _questions(folder: Path) -> Iterator[tuple[str, int, str, str]]:
                 raise DataError(f"{path}, row {number} has no question.")
             if answer.lower() not in ("yes", "no"):
                 raise DataError(f'{path}, row {number} has no answer Yes or No behind a tab (found "{answer}").')
-            yield path.stem, number, question, answer.lower()
+            yield path.stem, number, without_image(question, f"{path}, row {number}"), answer.lower()
         if len(rows) != 2:
             raise DataError(f"{path} has {len(rows)} questions; MME asks two on every image.")

@@ -14,7 +14,7 @@ from ...errors import DataError
 from ..metrics import yes_no
 from ..metrics.interval import Estimate, mean, ratio
 from ..records import Row
-from .base import Benchmark, Entry, chosen, first_existing, json_lines, text_of
+from .base import Benchmark, Entry, chosen, first_existing, id_of, json_lines, text_of
 
 EXAMPLE = {
     f"coco_pope_{split}.json": (
@@ -58,11 +58,9 @@ class Pope(Benchmark):
                 label = text_of(row, "label", place).lower()
                 if label not in ("yes", "no"):
                     raise DataError(f'{place} has the label "{label}"; POPE knows yes and no.')
-                if "question_id" not in row:
-                    raise DataError(f'{place} has no "question_id".')
                 entries.append(
                     Entry(
-                        id=f"{split}/{row['question_id']}",
+                        id=f"{split}/{id_of(row, 'question_id', place)}",
                         image=text_of(row, "image", place),
                         question=text_of(row, "text", place),
                         references=[label],

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from ...errors import DataError
 from ..metrics import exact_match
 from ..metrics.interval import Estimate, mean
 from ..records import Row
-from .base import Benchmark, Entry, chosen, first_existing, json_lines, text_of
+from .base import Benchmark, Entry, chosen, first_existing, id_of, json_lines, text_of
 
 EXAMPLE = {
     "scenes.jsonl": (
@@ -40,11 +39,9 @@ class Scenes(Benchmark):
         """The questions of scenes.jsonl."""
         entries = []
         for place, row in json_lines(first_existing((root / "scenes.jsonl" for root in roots), "scenes.jsonl")):
-            if "question_id" not in row:
-                raise DataError(f'{place} has no "question_id".')
             entries.append(
                 Entry(
-                    id=str(row["question_id"]),
+                    id=id_of(row, "question_id", place),
                     image=text_of(row, "image", place),
                     question=text_of(row, "question", place),
                     references=[text_of(row, "answer", place)],
