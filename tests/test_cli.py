@@ -154,6 +154,22 @@ def test_settings_that_say_how_many_tokens_replace_the_usual_budget(run, model, 
     assert "visionzip: 7 tokens" in out
 
 
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [
+        *((setting, None) for setting in ("k_min=32", "k_max=64", "dynk.c=12", "dynamic_k=true", "skip_dynamic_k=true",
+                                          "dominant=54", "merging.contextual_num=32", "model.contextual=32")),
+        ("keep_ratio=0.5", None),
+        ("k_max=48 budget=32", 32),
+        *((setting, 64) for setting in ("cross_beta=0", "paper=true", "merging.kmeans_iters=2")),
+    ],
+)  # fmt: skip
+def test_the_usual_budget_is_for_who_does_not_say_how_many(given, budget):
+    document, settings = cli._gather(None, {}, given.split(), ["sparsezip"])
+    (made,) = cli._methods(document, settings, 64)
+    assert made.budget == budget
+
+
 def test_a_file_is_taken_at_its_word(run, model, image, tmp_path):
     file = tmp_path / "visionzip.yaml"
     file.write_text("model: {model_type: visionzip}\n")

@@ -111,6 +111,7 @@ def test_several_methods_and_benchmarks(read):
         ("model:\n  max_new_tokens: many\n", 2, "max_new_tokens: .* not 'many'"),
         ("model:\n  max_new_tokens: true\n", 2, "max_new_tokens"),
         ("model:\n  max_new_tokens: 0\n", 2, "max_new_tokens"),
+        ("runner:\n  seed: 9223372036854775808\n", 2, "seed: .* not 9223372036854775808"),
         ("model:\n  temperature: 0.7\n", 2, "greedily"),
         ("model:\n  model_type: []\n", 2, "model_type"),
         ("runner:\n  dataset: [pope, 3]\n", 2, "dataset"),

@@ -25,8 +25,11 @@ from .errors import ConfigError, RunMismatchError, SettingError, SparsezipError,
 from .registry import Registry, nearest
 
 BUDGET = 64  # tokens per image where no file, option or setting says how many
+SIZING = {
+    "dominant", "contextual", "contextual_num", "k_min", "k_max", "dynk", "dynamic_k", "skip_dynamic_k",
+    "retained_tokens",
+}  # settings that say so in a method's own words  # fmt: skip
 COMPARED = ["keep_all", "sparsezip", "visionzip", "random", "grid"]
-USUAL_PATCHES = 576
 KEPT_SHOWN = 20
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 DEBUG = bool(os.environ.get("SPARSEZIP_DEBUG"))
@@ -140,7 +143,12 @@ def evaluate(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="The folder of the images, where it lies elsewhere.")] = None,
     only: Annotated[str | None, typer.Option(help="Splits, subtasks or types, by comma: pope.random (all).")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per benchmark, spread over its splits (all).")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Questions per benchmark, spread over its splits; POPE, MME: whole pairs, one or more (all)."
+        ),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="How questions are worded: llava, or bare for the testbed.")
     ] = None,
@@ -348,7 +356,7 @@ def _method(document: Document, settings: Settings, kind: Any, default: int | No
         made = kind(**given)
         if not kind.takes_budget or made.budget is not None or made.keep_ratio is not None:
             return made
-        sized = made.tokens(USUAL_PATCHES) != kind(paper=made.paper).tokens(USUAL_PATCHES)
+        sized = SIZING & {*given, *given.get("merging", {})}
         return replace(made, budget=settings.model.budget or (None if sized else default))
 
 

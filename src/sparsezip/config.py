@@ -88,7 +88,7 @@ class Runner(_Section):
     prompt: str | None = None
     batch_size: int = Field(default=1, ge=1)
     warmup: int | None = Field(default=None, description="not used: every benchmark's first batch is a warm-up")
-    seed: int = Field(default=0, ge=0, description="of methods that draw, and of the testbed's own sets")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of methods that draw, and of the testbed's own sets")
     scenes: int = Field(default=200, ge=1, description="size of the testbed's own sets")
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
 
