@@ -161,6 +161,14 @@ def test_stopping_criteria_of_ones_own(vlm):
     assert stopped.timing["decode"] > 0
 
 
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused_where_it_is_read(vlm, question):
+    for asked in (vlm, make_vlm(template=None)):
+        with pytest.raises(UnsupportedCallError, match="no words in it"):
+            asked.ask(IMAGES[0], question, sparsezip.method("sparsezip", budget=5))
+        assert asked.ask(IMAGES[0], question, sparsezip.method("visionzip", budget=5)).tokens == 5
+
+
 def test_images_without_language_model(vlm):
     method = sparsezip.method("sparsezip", budget=5)
     trace = sparsezip.compress_images(vlm, IMAGES, method, QUESTIONS[0])

@@ -53,7 +53,17 @@ def test_a_question_in_front_of_and_between_images():
 
 def test_no_template_in_the_prompt():
     assert words_of(f"Look: <image> {QUESTION}", TEMPLATE) == QUESTION
-    assert words_of("USER: <image> ASSISTANT:", TEMPLATE) == "ASSISTANT:"
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, SYSTEM, SPECIAL, None], ids=["llava", "system", "special", "none"])
+@pytest.mark.parametrize("question", ["", " "])
+def test_an_empty_question_has_no_words(template, question):
+    if template is None:
+        prompt = Llava.prompt.replace("{question}", question)
+    else:
+        processor = make_processor(template=template)
+        prompt = processor.apply_chat_template([turn("user", None, question)], add_generation_prompt=True)
+    assert words_of(prompt, template) == ""
 
 
 def test_padding_and_placeholders_are_no_words():

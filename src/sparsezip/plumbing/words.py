@@ -37,15 +37,20 @@ class Template:
 def question_words(
     row: Int[Tensor, "token"], mask: Int[Tensor, "token"], placeholder: int, tokenizer: Any, template: Template
 ) -> Int[Tensor, "word"]:
-    """The token ids of the last question in one prompt; where no template is found, all text behind the last image."""
+    """The token ids of the last question in one prompt, none if it is empty.
+
+    Where no template is found: all text behind the last image.
+    """
     ids = row[mask.bool() & row.ne(placeholder)].tolist()
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     text = decode(ids)
     end = text.rfind(template.after) if template.after else len(text)
     start = text.rfind(template.before, 0, end) if template.before and end >= 0 else -1
-    question = text[start + len(template.before) : end] if start >= 0 else ""
-    if not question.strip():
+    if start < 0:
         return text_after_images(row, mask, placeholder)
+    question = text[start + len(template.before) : end]
+    if not question.strip():
+        return row[:0]
     start = end - len(question.lstrip())
     end = start + len(question.strip())
     # Token i reaches up to the length of the text decoded so far, which only grows.
