@@ -648,14 +648,34 @@ def test_a_question_may_be_given(model):
             assert Listens.heard == [own] * 4
 
 
+def test_a_question_of_words_alone_is_the_question_made_of_these_words(model):
+    inputs, method = inputs_for(*ROWS), sparsezip.method("sparsezip", budget=5, cross_beta=5.0)
+    text = "Is it red?"
+    words = sparsezip.Question(words=embedded(model, text).detach())
+    kept, heard = [], []
+    with torch.no_grad():
+        for question in (text, words, sparsezip.Question()):
+            with sparsezip.compress(model, method, processor=make_processor(), question=question) as trace:
+                answers(model, inputs)
+            kept.append([image.kept.tolist() for image in trace.images])
+            with sparsezip.compress(model, Listens(), processor=make_processor(), question=[question] * 4):
+                answers(model, inputs)
+            heard.append(Listens.heard[3])
+    assert torch.equal(heard[0].tower, heard[1].tower)
+    assert torch.equal(heard[0].words, heard[1].words)
+    assert heard[2].tower is None
+    assert kept[0] == kept[1] != kept[2]
+
+
 def test_a_question_as_text_needs_the_processor(model):
     with pytest.raises(UnsupportedCallError, match="processor="):
         sparsezip.attach(model, Listens(), question="Is it red?")
-    with (
-        sparsezip.compress(model, Listens(), processor=make_processor(), question=""),
-        pytest.raises(UnsupportedCallError, match="no words"),
-    ):
-        answers(model, inputs_for(ROWS[0]))
+    for empty in ("", sparsezip.Question(words=torch.zeros(0, 48))):
+        with (
+            sparsezip.compress(model, Listens(), processor=make_processor(), question=empty),
+            pytest.raises(UnsupportedCallError, match="no words"),
+        ):
+            answers(model, inputs_for(ROWS[0]))
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------

@@ -91,8 +91,8 @@ def compress(
     are counted over what is sent.
 
     A method that reads the question gets the question's own words, found in each prompt with the `processor`; without
-    one, all text behind the last image. `question` overrides both: text (needs the processor) or a Question, one for
-    all images or one per image.
+    one, all text behind the last image. `question` overrides both: text (needs the processor) or a Question (of `words`
+    alone its `tower` is made as well), one for all images or one per image.
 
     On exit, also through an exception, the model is exactly as before. Raises UnsupportedModelError for a model or
     method that does not fit, AlreadyCompressedError for a model under compression, and, from the calls,
@@ -268,16 +268,22 @@ class Reader:
         return Template.of(self.processor, self.adapter.prompt)
 
     def _from_user(self, question: str | Question | None) -> Question | None:
+        if isinstance(question, Question) and question.words is not None and question.tower is None:
+            return replace(question, tower=self.adapter.carry_back(_some(question.words)))
         if not isinstance(question, str):
             return question
         return self._of(torch.tensor(self.tokenizer(question, add_special_tokens=False)["input_ids"], dtype=torch.long))
 
     def _of(self, words: Tensor) -> Question:
-        if not len(words):
-            raise UnsupportedCallError(
-                "The method reads the question, but there are no words in it. Ask something, or give question=."
-            )
-        return self.adapter.question(words)
+        return self.adapter.question(_some(words))
+
+
+def _some(words: Tensor) -> Tensor:
+    if not len(words):
+        raise UnsupportedCallError(
+            "The method reads the question, but there are no words in it. Ask something, or give question=."
+        )
+    return words
 
 
 @contextmanager

@@ -72,8 +72,13 @@ class Adapter(ABC):
         """[..., token, dim] of the tower to [..., token, width] of the LLM."""
 
     @abstractmethod
+    def carry_back(self, words: Tensor) -> Tensor:
+        """The mean of words' embeddings [word, width] carried into tower space [dim], through the projector."""
+
     def question(self, words: Tensor) -> Question:
         """The question whose token ids are `words` [word]."""
+        embeddings = self.embed(words)
+        return Question(words=embeddings, tower=self.carry_back(embeddings))
 
     def embed(self, ids: Tensor) -> Tensor:
         """The LLM's input embeddings of token ids, [word] to [word, width]."""

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..errors import UnsupportedCallError, UnsupportedModelError
-from ..tensors import Question
 from .base import Adapter
 
 
@@ -98,9 +97,8 @@ class Llava(Adapter):
         """linear, activation, linear."""
         return self.model.base_model.multi_modal_projector(features)
 
-    def question(self, words: Tensor) -> Question:
-        """The words' mean is carried back through both linear layers: W1' W2' mean, the activation left out."""
-        embeddings = self.embed(words)
+    def carry_back(self, words: Tensor) -> Tensor:
+        """Back through both linear layers: W1' W2' mean, the activation left out."""
         projector = self.model.base_model.multi_modal_projector
-        back = embeddings.float().mean(0) @ projector.linear_2.weight.float() @ projector.linear_1.weight.float()
-        return Question(words=embeddings, tower=back)
+        mean = words.to(projector.linear_2.weight.device).float().mean(0)
+        return mean @ projector.linear_2.weight.float() @ projector.linear_1.weight.float()
