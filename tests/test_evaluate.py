@@ -19,7 +19,7 @@ import sparsezip.measure.evaluate as module
 from sparsezip import methods
 from sparsezip.errors import DataError, FailureError, RunMismatchError, SettingError, UnknownNameError, UsageError
 from sparsezip.measure.evaluate import evaluate
-from sparsezip.measure.report import summary
+from sparsezip.measure.report import summary, table
 from sparsezip.measure.store import Store, read_rows
 
 
@@ -97,12 +97,42 @@ def test_the_small_model_is_asked_bare_questions(data, tmp_path):
     assert read_rows(tmp_path / "out")[0].question == "what color is thing 0?"
 
 
+def test_a_folder_of_the_small_model_is_asked_bare_questions_too_and_the_choice_is_told(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("sparsezip.models.load.TESTBED", tmp_path / "shipped")
+    for folder, template in (("shipped", "ours"), ("trained", "ours"), ("other", "theirs")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "chat_template.jinja").write_text(template)
+    for folder, prompt in (("trained", "bare"), ("other", "llava"), ("nowhere", "llava")):
+        model, console = FakeModel(), Console(file=io.StringIO())
+        model.name = str(tmp_path / folder)
+        results = evaluate(
+            model, ["scenes"], ["keep_all"], tmp_path / "out" / folder, data=data, limit=2, console=console
+        )
+        assert results["record"]["config"]["prompt"] == prompt
+        assert f'Note: questions are worded by the prompt "{prompt}"' in console.file.getvalue()
+    console = Console(file=io.StringIO())
+    evaluate(model, ["scenes"], ["keep_all"], tmp_path / "named", data=data, limit=2, console=console, prompt="bare")
+    assert "Note" not in console.file.getvalue()
+
+
 def test_a_method_that_comes_twice_is_labelled_by_its_settings(data, tmp_path):
     twice = [methods.method("random", budget=64), methods.method("random", budget=32), "keep_all"]
     results = evaluate(FakeModel(), ["scenes"], twice, tmp_path / "out", data=data)
     assert results["methods"] == ["random(budget=64)", "random(budget=32)", "keep_all"]
     with pytest.raises(SettingError, match="twice"):
         evaluate(FakeModel(), ["scenes"], ["grid", "grid"], tmp_path / "other", data=data)
+
+
+def test_the_table_names_the_commit_where_there_is_one(data, tmp_path):
+    results = run(tmp_path / "out", data, limit=4)
+    session = results["record"]["sessions"][0]
+    for commit, said in (
+        ("0123456789", ", commit 0123456"),
+        ("0123456789-dirty", ", commit 0123456-dirty"),
+        (None, ""),
+    ):
+        session["commit"] = commit
+        assert f"{session['started']}{said}. " in table.markdown(results)
 
 
 def test_the_record_says_what_was_run(data, tmp_path):

@@ -98,7 +98,7 @@ def evaluate(
     benchmarks: by name. methods: by name or as objects; one that comes twice is labelled by its settings.
     data: the folder of the benchmark, or one that holds the benchmarks' folders. images: their folder elsewhere.
     only: groups by benchmark, such as {"pope": ["random"]}. limit: questions per benchmark, spread over its groups.
-    prompt: how questions are asked, a name in benchmarks.base.PROMPTS; None: "bare" for "testbed", else "llava".
+    prompt: how questions are asked, a name in benchmarks.base.PROMPTS; None: "bare" for the testbed, else "llava".
     max_new_tokens: None: the benchmark's own. batch_size: questions answered together.
     config: further settings that make the run what it is; kept in run.json and compared when it is resumed.
     asked: the request as a configuration file, kept as config.yaml.
@@ -113,10 +113,10 @@ def evaluate(
     chosen = {name: benchmark(name) for name in benchmarks}
     labelled = _labelled([method_registry.method(m) if isinstance(m, str) else m for m in methods])
     model_name = model if isinstance(model, str) else model.name
-    prompt = prompt or ("bare" if model_name == "testbed" else "llava")
+    wording = prompt or _usual_prompt(model_name)
     only = only or {}
     samples = {
-        name: spread(made.samples(data, images, only.get(name, ()), prompt), limit, made.together)
+        name: spread(made.samples(data, images, only.get(name, ()), wording), limit, made.together)
         for name, made in chosen.items()
     }
     tokens = {name: max_new_tokens or made.max_new_tokens for name, made in chosen.items()}
@@ -126,7 +126,7 @@ def evaluate(
             "methods": {label: {"name": made.name, **asdict(made)} for label, made in labelled.items()},
             "only": {name: list(groups) for name, groups in only.items()},
             "limit": limit,
-            "prompt": prompt,
+            "prompt": wording,
             "max_new_tokens": tokens,
             "batch_size": batch_size,
             "loading": loading,
@@ -151,6 +151,8 @@ def evaluate(
         if todo:
             _warm_up(vlm, labelled, samples, batch_size, tokens)
             store.begin(asked)
+            if console and not prompt:
+                console.print(f'Note: questions are worded by the prompt "{wording}"; none was named.', highlight=False)
         total = sum(len(batch.ids) for batch in store.plan) * len(labelled)
         with Countdown(console, total, len(store.rows)) as countdown:
             for rows in local.run(todo, answer):
@@ -176,6 +178,15 @@ def fingerprint(samples: Sequence[Sample]) -> str:
         )
         digest.update(json.dumps(parts).encode())
     return digest.hexdigest()[:16]
+
+
+def _usual_prompt(model: str) -> str:
+    """How a model is asked: "bare" for the testbed's, shipped or trained anew, which its chat template tells."""
+    from ..models.load import TESTBED
+
+    own, its = (folder / "chat_template.jinja" for folder in (TESTBED, Path(model)))
+    bare = model == "testbed" or (own.is_file() and its.is_file() and its.read_bytes() == own.read_bytes())
+    return "bare" if bare else "llava"
 
 
 def _load(name: str, **loading: Any) -> Model:

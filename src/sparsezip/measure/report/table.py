@@ -159,13 +159,18 @@ def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
     session = record["sessions"][0]
     yield (
         f"Model {record['model']['name']} ({record['model']['revision']}) on {record['model']['device']}, "
-        f"torch {session['torch']}, transformers {session['transformers']}, {session['started']}. "
+        f"torch {session['torch']}, transformers {session['transformers']}, {session['started']}{_commit(session)}. "
         "Intervals are clustered by image; - means not measured."
     )
     for note in results["notes"]:
         yield f"Note: {note}"
     for failure in results["failures"]:
         yield f"Failed: {failure['benchmark']} {failure['id']} ({failure['method']}): {failure['error']}"
+
+
+def _commit(session: Mapping[str, Any]) -> str:
+    whole, dirty, _ = (session.get("commit") or "").partition("-dirty")
+    return f", commit {whole[:7]}{dirty}" if whole else ""
 
 
 def _percent(benchmark: Mapping[str, Any], score: str) -> bool:
