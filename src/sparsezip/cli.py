@@ -6,6 +6,7 @@ SPARSEZIP_DEBUG=1 shows tracebacks and what other libraries have to say.
 """
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ SIZING = {
     "dominant", "contextual", "contextual_num", "k_min", "k_max", "dynk", "dynamic_k", "skip_dynamic_k",
     "retained_tokens",
 }  # settings that say so in a method's own words  # fmt: skip
+SETTING = re.compile(r"\w+(?:: ([\w: ]+) = | got (\w+)=)")  # the one that a method's message is about
 COMPARED = ["keep_all", "sparsezip", "visionzip", "random", "grid"]
 KEPT_SHOWN = 20
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -352,12 +354,16 @@ def _method(document: Document, settings: Settings, kind: Any, default: int | No
     document.check(("model", kind.name), known, kind.name)
     if "seed" in known:
         given.setdefault("seed", settings.runner.seed)
-    with _at(document.origin(("model", kind.name))):
+    try:
         made = kind(**given)
-        if not kind.takes_budget or made.budget is not None or made.keep_ratio is not None:
-            return made
-        sized = SIZING & {*given, *given.get("merging", {})}
-        return replace(made, budget=settings.model.budget or (None if sized else default))
+    except UsageError as error:
+        named = SETTING.match(str(error))
+        setting = tuple((named[1] or named[2]).split(": ")) if named else ()
+        raise ConfigError(f"{document.origin_of(kind.name, setting)}: {error}") from error
+    if not kind.takes_budget or made.budget is not None or made.keep_ratio is not None:
+        return made
+    sized = SIZING & {*given, *given.get("merging", {})}
+    return replace(made, budget=settings.model.budget or (None if sized else default))
 
 
 def _groups(document: Document, settings: Settings) -> dict[str, list[str]]:

@@ -66,7 +66,7 @@ class Model(_Section):
     @classmethod
     def _names(cls, value: Any) -> Any:
         names = _one_or_many(value)
-        return [METHOD_OF.get(name, name) for name in names] if isinstance(names, list) else names
+        return [METHOD_OF.get(str(name), name) for name in names] if isinstance(names, list) else names
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -150,6 +150,15 @@ class Document:
         while keys and keys not in self.origins:
             keys = keys[:-1]
         return self.origins.get(keys, "configuration")
+
+    def origin_of(self, method: str, setting: Keys) -> str:
+        """Where a setting of a method was written: in its section or, if not there, as the short form beside it."""
+        keys = ("model", method, *setting)
+        if keys not in self.origins:
+            for short, path in SHORT_FOR.get(method, {}).items():
+                if path == setting and ("model", short) in self.origins:
+                    return self.origins["model", short]
+        return self.origin(keys)
 
     def check(self, keys: Keys, known: Mapping[str, Any], noun: str) -> None:
         """Every key under `keys` is in `known`, whose mappings are checked in turn. Raises ConfigError."""
@@ -235,6 +244,12 @@ def resolve(document: Document) -> Settings:
         if name == "model" and isinstance(given, dict):  # what else holds keys and values is a method's section
             sections = [key for key in given if key not in known and isinstance(given[key], dict | None)]
             known.update(sections)
+            methods = _one_or_many(given.get("model_type") or Model().model_type)
+            for key in given:
+                if key not in known and isinstance(methods, list) and key in methods:
+                    raise ConfigError(
+                        f'{document.origin((name, key))}: "{key}" is a section of settings, not the value {given[key]}.'
+                    )
             given["settings"] = {key: given.pop(key) or {} for key in sections}
         document.check((name,), dict.fromkeys(known), f'section "{name}"')
     try:
