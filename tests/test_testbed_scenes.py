@@ -155,3 +155,8 @@ def test_a_yes_no_question_does_not_give_its_answer_away(type_):
     for found in answers.values():
         if sum(found.values()) >= 60:
             assert 0.36 < found["yes"] / sum(found.values()) < 0.64, answers
+
+
+def test_a_scene_without_things_allows_no_question():
+    bare = make("train", 0, difficulty=Difficulty(objects=(0, 0), sign=1.0))
+    assert [ask(bare, type_, random.Random(0)) for type_ in TYPES] == [None] * len(TYPES)

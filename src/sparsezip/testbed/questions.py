@@ -34,7 +34,7 @@ def ask(
     `truth` fixes the answer of a yes/no question (otherwise a fair coin). `hard` asks a false existence question
     about a thing that shares its colour or its shape with one in the scene (otherwise half of them do).
     """
-    if bool(scene.form) != (type_ == "field"):
+    if bool(scene.form) != (type_ == "field") or not (scene.form or scene.things):
         return None
     return _ASK[type_](scene, rng, rng.random() < 0.5 if truth is None else truth, hard)
 

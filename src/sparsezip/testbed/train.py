@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ PHASES = {
 
 
 def scenes_for(stage: str, step: int, phase: Phase) -> list[Scene]:
-    """The fresh training scenes of one step."""
+    """The fresh training scenes of one step, each with something to ask about."""
     small = phase.grid < 12  # a small window shows part of a canvas: fewer distractors, and no room for a form
     difficulty = Difficulty(
         objects=phase.objects,
@@ -63,7 +64,8 @@ def scenes_for(stage: str, step: int, phase: Phase) -> list[Scene]:
         sign=0.35,
         glyphs=(3,) if small else (3, 4),
     )
-    return [make("train", f"{stage}/{step}/{i}", phase.grid, difficulty) for i in range(phase.batch)]
+    drawn = (make("train", f"{stage}/{step}/{i}", phase.grid, difficulty) for i in count())
+    return list(islice((scene for scene in drawn if scene.things or scene.form), phase.batch))
 
 
 def corner_of(rng: random.Random, grid: int) -> tuple[int, int]:
