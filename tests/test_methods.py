@@ -358,3 +358,10 @@ def test_gradients_reach_the_features():
     compressed = methods.SparseZip(budget=12).compress(made)
     torch.cat(compressed.features).sum().backward()
     assert made.features.grad[:, 1:].any(-1).all()
+
+
+@pytest.mark.parametrize("name", ["random", "sparsezip"])
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(name, seed):
+    with pytest.raises(SettingError, match="seed"):
+        methods.method(name, seed=seed)

@@ -7,9 +7,10 @@ Differs: nothing.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 
 from ..tensors import Captures, Compressed
 from .base import Method, Questions
@@ -21,7 +22,7 @@ class Random(Method):
 
     name: ClassVar[str] = "random"
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     def tokens(self, patches: int) -> int:
         """The budget, or 64."""

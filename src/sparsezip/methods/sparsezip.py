@@ -68,7 +68,7 @@ class SparseZip(Method):
     k_max: Annotated[int, Field(ge=1)] = 64
     dominant: Annotated[int, Field(ge=1)] = 54
     merging: Merging = Merging()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     skip_hybrid_attn: bool = False
     skip_dynamic_k: bool = False
     skip_ctx_merge: bool = False
