@@ -976,6 +976,6 @@ def test_eager_attention_in_the_tower_would_be_noticed():
     with (
         pytest.raises(AssertionError, match="attention matrix"),
         NoAttentionMatrix(rows=17),
-        sparsezip.compress(model, "visionzip"),
+        sparsezip.compress(model, sparsezip.methods.VisionZip(dominant=4, contextual=2)),
     ):
         answers(model, inputs_for(ROWS[0]))

@@ -82,6 +82,7 @@ def ask(
     (chosen,) = _methods(document, settings, None if config_ else BUDGET, at_most=1)
     opened = _open(image, map_)
     _quiet()
+    _check_tokens(settings, [chosen])
     from .pipeline import load
 
     vlm = load(settings.model.model_path, **_loading(settings))
@@ -112,6 +113,7 @@ def compress(
     (chosen,) = _methods(document, settings, None if config_ else BUDGET, at_most=1)
     opened = _open(image, map_)
     _quiet()
+    _check_tokens(settings, [chosen])
     from .models.load import load_tower
     from .pipeline import compress_images
 
@@ -182,6 +184,7 @@ def evaluate(
     from .measure.evaluate import evaluate
     from .measure.report import table
 
+    _check_tokens(settings, methods)
     files = Path(runner.ann_path) if runner.ann_path else _own_sets(folder, runner.seed, runner.scenes)
     results = evaluate(
         settings.model.model_path,
@@ -391,6 +394,15 @@ def _loading(settings: Settings) -> dict[str, Any]:
     """What a model is opened with."""
     chosen = settings.runner.attn_implementation
     return {"attn_implementation": chosen} if chosen else {}
+
+
+def _check_tokens(settings: Settings, methods: Sequence[Any]) -> None:
+    """Refuse more tokens than the model's images have patches, before a weight is read."""
+    from .models.load import patches
+
+    count = patches(settings.model.model_path)
+    for method in methods if count else ():
+        method.check(count)
 
 
 def _own_sets(folder: Path, seed: int, scenes: int) -> Path:

@@ -168,6 +168,8 @@ class Splice:
         rows, cols = adapter.grid(pixel_values)
         per_row = images_per_row(ids, adapter.placeholder, patches=rows * cols, images=len(pixel_values))
 
+        self.method.check(rows * cols)
+
         with torch.no_grad():
             with _timed(trace, "tower"):
                 captures = capture(adapter, pixel_values, self.method.needs)

@@ -29,6 +29,11 @@ class Adapter(ABC):
         """`model`: the transformers model, or a part of it that holds tower, projector and embeddings."""
         self.model = model
 
+    @classmethod
+    @abstractmethod
+    def patches(cls, config: dict[str, Any]) -> int | None:
+        """Patches of every image, read from config.json; None where that does not tell."""
+
     @property
     @abstractmethod
     def placeholder(self) -> int:

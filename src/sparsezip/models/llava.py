@@ -45,6 +45,14 @@ class Llava(Adapter):
                 'CLS a place of its own in the prompt; only "default" is supported (patches without CLS).'
             )
 
+    @classmethod
+    def patches(cls, config: dict[str, Any]) -> int | None:
+        """Every image is scaled to the tower's square."""
+        vision = config.get("vision_config", {})
+        if "image_size" not in vision or "patch_size" not in vision:
+            return None
+        return (vision["image_size"] // vision["patch_size"]) ** 2
+
     @property
     def placeholder(self) -> int:
         """`<image>`."""

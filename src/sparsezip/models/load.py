@@ -81,6 +81,15 @@ def adapter_for(model: nn.Module) -> Adapter:
     return _family(*(kind.__name__ for kind in type(model).__mro__))(model)
 
 
+def patches(name_or_path: str | Path, **where: Any) -> int | None:
+    """Patches of every image for that checkpoint, from its config.json alone, so that a method can be checked at once.
+
+    None where the config does not tell. Raises as `load` does.
+    """
+    files = _Files.of(name_or_path, where)
+    return _family(*files.config.get("architectures") or []).patches(files.config)
+
+
 def load(
     name_or_path: str | Path,
     *,
