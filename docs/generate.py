@@ -8,7 +8,7 @@ import yaml
 from sparsezip.methods import registry
 
 PAGE = Path(__file__).parent / "methods.md"
-COMMON = ("budget", "keep_ratio", "paper")
+COMMON = ("budget", "keep_ratio", "match", "paper")
 FIELDS = ("Paper", "Code", "Parity", "Differs")
 INTRO = """\
 # Methods

@@ -4,7 +4,8 @@ Axis words: image, patch (a tower token), row (patches, with CLS in front if the
 width), width (LLM width), word, token (what reaches the LLM), kept.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -149,13 +150,24 @@ class Compressed:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """The LLM's size, as far as a budget depends on it."""
+
+    layers: int
+    per_token: float = 1.0  # FLOPs of one token in one layer
+    per_pair: float = 0.0  # FLOPs of one query meeting one key in one layer
+    text: int = 0  # tokens of the prompt that are not the image's
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerView:
-    """What a method inside the LLM sees at one of its layers, during the prefill.
+    """What a method inside the LLM sees behind one of its layers, in the prefill, of an image's tokens.
 
-    `q`, `k`: queries and keys after RoPE. `hidden`: the layer's input. `embeds`: the LLM's input embeddings.
-    `visual`, `text`: sequence positions, one tensor per row. `stage`: how many prunings came before. `depth`: the
-    layer's index.
+    `q`, `k`: queries and keys after RoPE, of that layer or, for a method that looks ahead, of the next one; one key
+    head per query head. `hidden`: what goes on to the next layer. `embeds`: the input of the LLM's first layer.
+    `visual`, `text`: positions in `hidden` of the image's tokens and of the text behind the last image, ascending, one
+    tensor per row. `stage`: how many drops came before. `depth`: the layer's index. Rows hold no padding.
     """
 
     q: Float[Tensor, "row head token head_dim"]
@@ -167,6 +179,45 @@ class LayerView:
     text: list[Int[Tensor, "_"]]
     stage: int
     depth: int
+    count: int | None = None  # tokens to leave, merged ones included; None: the method's own settings say
+    began: list[Int[Tensor, "_"]] | None = None  # positions in `embeds` of the image's tokens; None: one block of them
+    rope: tuple[Float[Tensor, "row token head_dim"], Float[Tensor, "row token head_dim"]] | None = None  # cos, sin
+    norm: Callable[[Tensor], Tensor] | None = None  # the LLM's final norm; None: `hidden` is normalised already
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.hidden.shape[0]
+
+    def row(self, index: int) -> "LayerView":
+        """One row as a view of its own (tensor views, no copies)."""
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            **{
+                name: getattr(self, name)[one]
+                for name in ("q", "k", "hidden", "embeds", "position_ids", "visual", "text")
+            },
+            began=self.began and self.began[one],
+            rope=self.rope and (self.rope[0][one], self.rope[1][one]),
+        )
+
+    @property
+    def first_embeds(self) -> list[Float[Tensor, "_ width"]]:
+        """The LLM's input embeddings of the image's tokens as they began, per row."""
+        if self.began is not None:
+            return [embeds[began] for embeds, began in zip(self.embeds, self.began, strict=True)]
+        shift = self.embeds.shape[1] - self.hidden.shape[1]
+        return [
+            embeds[int(visual[0]) : int(text[0]) + shift]
+            for embeds, visual, text in zip(self.embeds, self.visual, self.text, strict=True)
+        ]
+
+    @property
+    def text_embeds(self) -> list[Float[Tensor, "_ width"]]:
+        """The LLM's input embeddings of the text, per row: only visual tokens in front of it have gone."""
+        shift = self.embeds.shape[1] - self.hidden.shape[1]
+        return [embeds[text + shift] for embeds, text in zip(self.embeds, self.text, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,9 +225,29 @@ class Kept:
     """Which visual tokens stay in the LLM, one entry per row.
 
     `indices`: ascending, counted from the first visual token. `merged`: tokens made of the others, appended behind.
-    `source`: for each visual token the place that holds it, -1 if it was dropped.
+    `source`: for each visual token the place that holds it, -1 if it was dropped; places count the kept ones, then the
+    merged ones. `hidden`: what the kept tokens hold from here on (None: what they held). `sizes`: how many tokens each
+    place stands for, where attention is to count them so (None: one each).
     """
 
     indices: list[Int[Tensor, "_"]]
     source: list[Int[Tensor, "_"]]
     merged: list[Float[Tensor, "_ width"]] | None = None
+    hidden: list[Float[Tensor, "_ width"]] | None = None
+    sizes: list[Float[Tensor, "_"]] | None = None
+
+    @classmethod
+    def selection(cls, indices: list[Int[Tensor, "_"]], visual: list[int]) -> "Kept":
+        """Keep those (ascending) of `visual[row]` tokens as they are, and drop the others."""
+        source = []
+        for kept, count in zip(indices, visual, strict=True):
+            place = torch.full((count,), -1, device=kept.device)
+            place[kept] = torch.arange(len(kept), device=kept.device)
+            source.append(place)
+        return cls(indices=indices, source=source)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Number of tokens that stay, merged ones included, per row."""
+        merged = [len(rows) for rows in self.merged] if self.merged is not None else [0] * len(self.indices)
+        return [len(kept) + more for kept, more in zip(self.indices, merged, strict=True)]

@@ -1,21 +1,25 @@
 """What a compression method must offer. A method is one file of this folder; its name is the file's name.
 
-It knows tensors only: it sees one tower pass (`Captures`), maybe a question, and says what is sent (`Compressed`).
-It never imports transformers and never another method.
+It knows tensors only, and never imports transformers or another method. There are two kinds. A `Method` sees one tower
+pass (`Captures`), maybe a question, and says what is sent to the LLM (`Compressed`). A `LayerMethod` lets everything
+in, sees the tokens behind some of the LLM's layers (`LayerView`) and says which of them go on (`Kept`). One of each
+make a pair: `VisionZip(budget=128) | FastV(budget=64)`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import get_annotations
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import BudgetError, SettingError, UnknownNameError, UnsupportedModelError
+from ..ops.budget import schedule
 from ..registry import nearest
-from ..tensors import Captures, Compressed, Question
+from ..tensors import Captures, Compressed, Decoder, Kept, LayerView, Question
 
 Questions = list[Question | None]
+Match = Literal["mean_tokens_per_layer", "tokens", "flops"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +27,12 @@ class Method:
     """A training-free way to send fewer visual tokens; the fields are the settings and their defaults the paper's.
 
     `budget` counts EVERY token sent for an image (CLS and merged ones included); `keep_ratio` says it as a share of the
-    patches. All patches or more means the unmodified model: every patch, bit for bit. `paper=True` reproduces the
-    published formulas, defaults and quirks; the default corrects what the file's header lists under Differs. Groups of
-    settings are dataclasses too; a mapping given for one overrides it in part.
+    patches. All patches or more means the unmodified model: every patch, bit for bit. Where tokens are dropped inside
+    the LLM, `match` says what the budget is the measure of: the mean number of visual tokens that its layers process,
+    the tokens left behind the last drop, or the prefill's FLOPs (as many as with `budget` tokens in every layer). For
+    tokens that are sent once and for all these are the same. `paper=True` reproduces the published formulas, defaults
+    and quirks; the default corrects what the file's header lists under Differs. Groups of settings are dataclasses
+    too; a mapping given for one overrides it in part.
 
     Raises SettingError for a value of the wrong type or out of range and for budget and keep_ratio together,
     BudgetError for a budget below one token, UnknownNameError for an unknown setting inside a group.
@@ -34,9 +41,11 @@ class Method:
     name: ClassVar[str]
     __no_type_check__: ClassVar[bool] = True  # settings are checked below, with errors made for users
     takes_budget: ClassVar[bool] = True  # False: the method cannot be told how many tokens to send
+    blends: ClassVar[bool] = False  # True: kept patches take in others, so their features are not sent as they were
 
     budget: int | None = None
     keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    match: Match = "mean_tokens_per_layer"
     paper: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +68,15 @@ class Method:
     def needs(self) -> frozenset[str]:
         """What it reads besides the features: names of optional fields of Captures, and "question"."""
         return frozenset()
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """What it reads where there is such a thing: further names as in `needs`."""
+        return frozenset()
+
+    def resized(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The grid (rows, cols) that the tower is run at, for a method that scales the image down."""
+        return grid
 
     def tokens(self, patches: int) -> int:
         """The number of tokens these settings ask for (the least, where the image decides) for `patches` patches."""
@@ -103,6 +121,146 @@ class Method:
     def asked(self, patches: int) -> int | None:
         """Tokens that `budget` or `keep_ratio` grant an image of `patches` patches; None if neither is set."""
         return self.budget if self.keep_ratio is None else max(1, round(self.keep_ratio * patches))
+
+    @property
+    def parts(self) -> tuple["Method", "LayerMethod | None"]:
+        """What is done in front of the LLM and what inside it."""
+        return self, None
+
+    def __or__(self, inner: "LayerMethod") -> "Pair":
+        """The pair of this method, in front of the LLM, and `inner`, inside it."""
+        return Pair(outer=self, inner=inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMethod(Method):
+    """A method inside the LLM: every patch is sent, and dropped behind some of the layers, in the prefill.
+
+    Without a budget the settings say how many tokens each drop leaves. With one, `match` says what has to equal it; the
+    result is at most the budget and less than one token below it.
+    """
+
+    looks_ahead: ClassVar[bool] = False  # True: the view's q and k are those of the layer to come
+
+    # -- what a method inside the LLM offers ---------------------------------------------------------------------
+
+    def after(self, layers: int) -> list[int]:
+        """The layers (counted from 0) behind which tokens are dropped, in an LLM of `layers` layers. Ascending."""
+        raise NotImplementedError
+
+    def left(self, share: float, visual: int, stages: int) -> list[float]:
+        """How many of `visual` tokens each drop leaves; from nearly none at share 0 to all at 1, never falling."""
+        return [visual * share] * stages
+
+    def drop(self, view: LayerView) -> Kept:
+        """What goes on of a view of ONE row; with `view.count`, exactly that many tokens."""
+        raise NotImplementedError
+
+    @property
+    def compact(self) -> bool:
+        """Whether the tokens behind a drop are counted anew. Otherwise each keeps the position it had."""
+        return False
+
+    # -- what every such method has ------------------------------------------------------------------------------
+
+    def keep(self, view: LayerView) -> Kept:
+        """What goes on of each row of the view; the answer for one row does not depend on the others."""
+        rows = [self.drop(view.row(row)) for row in range(view.rows)]
+
+        def column(name: str) -> Any:
+            values = [getattr(row, name) for row in rows]
+            return None if values[0] is None else [value for (value,) in values]
+
+        return Kept(**{field.name: column(field.name) for field in fields(Kept)})
+
+    def plan(self, visual: int, llm: Decoder) -> list[int] | None:
+        """The tokens that each drop leaves of `visual` ones, where a budget is set; None where the settings say.
+
+        Raises BudgetError for a budget that cannot be met.
+        """
+        asked, stages = self.asked(visual), self.after(llm.layers)
+        if asked is None:
+            return None
+        if asked >= visual:
+            return [visual] * len(stages)
+        return schedule(
+            self._title, lambda share: self.left(share, visual, len(stages)), stages, asked, self.match, visual, llm
+        )
+
+    def tokens(self, patches: int) -> int:
+        """All of them enter the LLM."""
+        return patches
+
+    def sends_everything(self, patches: int) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def parts(self) -> tuple[Method, "LayerMethod | None"]:
+        """Nothing is done in front of the LLM."""
+        return self, self
+
+    def __or__(self, inner: "LayerMethod") -> "Pair":
+        """Raises SettingError: only one method works inside the LLM."""
+        raise SettingError(f"{self._title} works inside the LLM, where there is room for one. Write it last.")
+
+
+def at_depth(of_32: Sequence[int], layers: int) -> list[int]:
+    """Layers that a paper chose for an LLM of 32, scaled to one of `layers`: at least one in front, none twice."""
+    scaled = {min(max(1, round(layer * layers / 32)), layers - 1) for layer in of_32}
+    return sorted(scaled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Method):
+    """Two methods after each other: `outer` chooses what is sent to the LLM, `inner` drops some of that inside it.
+
+    A budget of the pair is one for both: it is what `match` measures of the LLM's layers, and `outer` sends twice as
+    many tokens (all where there are fewer). Without one the two keep their settings; a budget of the inner method
+    counts what enters each layer, so it is the pair's as well.
+
+    Raises SettingError for an inner method that does not work inside an LLM, or an outer one that does.
+    """
+
+    outer: Any
+    inner: Any
+
+    def __post_init__(self) -> None:
+        outer, inner = self.outer, self.inner
+        if not isinstance(inner, LayerMethod) or not isinstance(outer, Method) or outer.parts[1] is not None:
+            raise SettingError(f"{outer} | {inner} is no pair. Write a method in front of the LLM, then one inside it.")
+        super().__post_init__()
+        if self.budget is not None:
+            outer = replace(outer, budget=2 * self.budget, keep_ratio=None) if outer.takes_budget else outer
+            inner = replace(inner, budget=self.budget, keep_ratio=None, match=self.match)
+        elif self.keep_ratio is not None:
+            sent = min(1.0, 2 * self.keep_ratio) if outer.takes_budget else 1.0
+            outer = replace(outer, budget=None, keep_ratio=sent) if outer.takes_budget else outer
+            inner = replace(inner, budget=None, keep_ratio=self.keep_ratio / sent, match=self.match)
+        if self.paper:
+            outer, inner = replace(outer, paper=True), replace(inner, paper=True)
+        for name, value in (("outer", outer), ("inner", inner), ("name", f"{outer.name}|{inner.name}")):
+            object.__setattr__(self, name, value)
+
+    @property
+    def parts(self) -> tuple[Method, LayerMethod | None]:
+        """The two."""
+        return self.outer, self.inner
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the outer one needs: the LLM has what the inner one reads."""
+        needs: frozenset[str] = self.outer.needs
+        return needs
+
+    def check(self, patches: int) -> None:
+        """Raise BudgetError if the outer one cannot send what it is to send."""
+        self.outer.check(patches)
+
+    def tokens(self, patches: int) -> int:
+        """What the outer one sends."""
+        sent: int = patches if self.outer.sends_everything(patches) else self.outer.tokens(patches)
+        return sent
 
 
 def _checked(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:

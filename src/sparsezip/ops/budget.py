@@ -1,10 +1,13 @@
-"""How many tokens an image may send."""
+"""How many tokens an image may send, and how many may go on inside the LLM."""
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import BudgetError
+from ..tensors import Decoder
 
 
 def split(budget: int, contextual: int | None = None) -> tuple[int, int]:
@@ -34,3 +37,63 @@ def dynamic_k(scores: Float[Tensor, "image patch"], c: float, eps: float, k_min:
     """
     variance = scores.double().var(-1, correction=0)
     return [int(k) for k in (torch.log(variance + eps) + c).round().clamp(k_min, k_max).tolist()]
+
+
+def per_layer(visual: int, stages: list[int], counts: list[int], layers: int) -> list[int]:
+    """The visual tokens that enter each LLM layer when drops behind the layers `stages` leave `counts` of `visual`."""
+    entering = [visual] * layers
+    for layer, count in zip(stages, counts, strict=True):
+        entering[layer + 1 :] = [count] * (layers - layer - 1)
+    return entering
+
+
+def flops(entering: list[int], llm: Decoder) -> float:
+    """FLOPs of a prefill in which those numbers of visual tokens enter the layers, beside the prompt's other tokens."""
+    lengths = [visual + llm.text for visual in entering]
+    return sum(llm.per_token * length + llm.per_pair * length**2 for length in lengths)
+
+
+def schedule(
+    method: str,
+    left: Callable[[float], list[float]],
+    stages: list[int],
+    budget: int,
+    match: str,
+    visual: int,
+    llm: Decoder,
+) -> list[int]:
+    """What each drop may leave of `visual` tokens so that the layers, as `match` measures them, get `budget` at most.
+
+    `left(share)` is the method's own shape of the counts, from nearly none at share 0 to all at 1. The result is the
+    largest that meets the budget, found by bisection: at least one token everywhere, and never more than before.
+
+    Raises BudgetError when even one token behind each drop is too much.
+    """
+
+    def counts(share: float) -> list[int]:
+        made, most = [], visual
+        for wanted in left(share):
+            most = min(most, max(1, int(wanted + 1e-9)))
+            made.append(most)
+        return made
+
+    def cost(counts: list[int]) -> float:
+        if match == "tokens":
+            return counts[-1]
+        entering = per_layer(visual, stages, counts, llm.layers)
+        return flops(entering, llm) if match == "flops" else sum(entering) / llm.layers
+
+    target = flops([budget] * llm.layers, llm) if match == "flops" else budget
+    least = [1] * len(stages)
+    if cost(least) > target:
+        mean = sum(per_layer(visual, stages, least, llm.layers)) / llm.layers
+        raise BudgetError(
+            f"{method} lets all {visual} visual tokens into the first {stages[0] + 1} of {llm.layers} layers, which "
+            f"makes a mean of {mean:.1f} at least: too much for a budget of {budget} ({match}). Raise the budget, drop "
+            "earlier, or send fewer tokens to begin with, as visionzip|fastv does."
+        )
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(counts(middle)) <= target else (low, middle)
+    return counts(low) if cost(counts(low)) <= target else least
