@@ -41,6 +41,51 @@ def received(
     return total / query.shape[2]
 
 
+class Listener:
+    """Between `start` and `stop`, hands the queries and keys of one attention module to `heard`.
+
+    `heard(query, key, scale)` gets [batch, head, row, head_dim], after whatever the layer does to them, keys with as
+    many heads as the layer has for them.
+    """
+
+    def __init__(self, attention: Any, heard: Callable[[Tensor, Tensor, float], None]) -> None:
+        """Nothing is changed before `start`."""
+        self.attention, self.heard = attention, heard
+
+    def start(self) -> None:
+        """Take the place of the module's attention function."""
+        self._config = self.attention.config
+        _listeners[self.attention] = self
+        self.attention.config = copy.copy(self._config)
+        self.attention.config._attn_implementation = _NAME
+
+    def stop(self) -> None:
+        """Leave the module as it was."""
+        self.attention.config = self._config
+        del _listeners[self.attention]
+
+    def usual(self) -> Callable[..., Any]:
+        """The attention function whose place was taken."""
+        # Every model file of transformers holds its own eager function; the others are looked up by name.
+        own = vars(sys.modules[type(self.attention).__module__])
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, own["eager_attention_forward"])
+
+
+_listeners: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> Any:
+    listener = _listeners[module]
+    scale = settings.get("scaling")
+    listener.heard(query, key, query.shape[-1] ** -0.5 if scale is None else scale)
+    return listener.usual()(module, query, key, value, attention_mask, **settings)
+
+
+AttentionInterface.register(_NAME, _attend)
+
+
 class Tap:
     """While entered, notes what the `wanted` captures need of one tower layer; restores the layer on exit.
 
@@ -50,24 +95,22 @@ class Tap:
 
     def __init__(self, layer: nn.Module, attention: Any, *, has_cls: bool, wanted: frozenset[str]) -> None:
         """`attention` is the attention module inside `layer`."""
-        self.layer, self.attention, self.has_cls, self.wanted = layer, attention, has_cls, wanted
+        self.layer, self.has_cls, self.wanted = layer, has_cls, wanted
         self.features: Any = None
         self.heard: dict[str, Tensor] = {}
+        self._listener = Listener(attention, self._listen) if wanted & {"cls_attention", "keys"} else None
 
     def __enter__(self) -> "Tap":
         self._hook = self.layer.register_forward_hook(self._note_output)
-        self._config = self.attention.config
-        if self.wanted & {"cls_attention", "keys"}:
-            _taps[self.attention] = self
-            self.attention.config = copy.copy(self._config)
-            self.attention.config._attn_implementation = _NAME
+        if self._listener:
+            self._listener.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.attention.config = self._config
-        _taps.pop(self.attention, None)
+        if self._listener:
+            self._listener.stop()
         self._hook.remove()
 
     def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
@@ -77,29 +120,9 @@ class Tap:
         self,
         query: Float[Tensor, "image head row head_dim"],
         key: Float[Tensor, "image head row head_dim"],
-        scale: float | None,
+        scale: float,
     ) -> None:
         if "cls_attention" in self.wanted:
-            attention = cls_row if self.has_cls else received
-            self.heard["cls_attention"] = attention(query, key, query.shape[-1] ** -0.5 if scale is None else scale)
+            self.heard["cls_attention"] = (cls_row if self.has_cls else received)(query, key, scale)
         if "keys" in self.wanted:
             self.heard["keys"] = key.float().mean(1)
-
-    def _usual(self) -> Callable[..., Any]:
-        # Every model file of transformers holds its own eager function; the others are looked up by name.
-        own = vars(sys.modules[type(self.attention).__module__])
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, own["eager_attention_forward"])
-
-
-_taps: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
-
-
-def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
-) -> Any:
-    tap = _taps[module]
-    tap._listen(query, key, settings.get("scaling"))
-    return tap._usual()(module, query, key, value, attention_mask, **settings)
-
-
-AttentionInterface.register(_NAME, _attend)
