@@ -1,9 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from made_captures import captures
 
+from sparsezip.errors import SettingError
 from sparsezip.ops import score
+from sparsezip.tensors import Question
 
 SETTINGS = {"tau_feat": 0.15, "tau_sim": 0.08}
 
@@ -121,3 +125,24 @@ def test_similarities_are_taken_in_float32():
     assert score.cosine(coarse, coarse).dtype == torch.float32
     assert torch.equal(score.cosine(coarse, coarse), score.cosine(coarse.float(), coarse.float()))
     assert score.cosine(torch.zeros(1, 2, 4), torch.ones(1, 3, 4)).tolist() == [[[0.0] * 3] * 2]
+
+
+def test_a_question_is_compared_in_clip_space_where_both_sides_are_there_and_among_words_otherwise():
+    made = captures(images=4)
+    words, clip = torch.randn(5, 16), torch.randn(2, 12)
+    asked = [Question(words=words, clip=clip), Question(words=words), None, Question(words=words[:0])]
+    found = score.question_relevance(made, asked)
+    expected = torch.cosine_similarity(made.image_embeds[0, :, None], clip, dim=-1).mean(-1)
+    torch.testing.assert_close(found[0], -expected)  # CLIP's patches turn away from what they show
+    expected = torch.cosine_similarity(made.projected[1, :, None], words, dim=-1).mean(-1)
+    torch.testing.assert_close(found[1], expected)
+    assert not found[2:].any()
+    without = replace(made, image_embeds=None)
+    expected = torch.cosine_similarity(made.projected[0, :, None], words, dim=-1).mean(-1)
+    torch.testing.assert_close(score.question_relevance(without, asked)[0], expected)
+
+
+def test_a_question_without_vectors_to_compare_is_refused():
+    for asked, clip_only in ((Question(words=torch.randn(5, 16)), True), (Question(tower=torch.randn(24)), False)):
+        with pytest.raises(SettingError, match="question of image 1"):
+            score.question_relevance(captures(images=2), [None, asked], clip_only=clip_only)

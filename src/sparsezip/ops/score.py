@@ -1,6 +1,7 @@
 """What each patch is worth. Every score is computed in float32, per image, whatever the batch and the input dtype.
 
-Source of the hybrid score: SparseZip (Geppert, Chen, Mittal, Maheen Aboobacker, 2025).
+Sources: SparseZip (Geppert, Chen, Mittal, Maheen Aboobacker, 2025) for the hybrid score; TRIM (Song et al., COLING 2025)
+and CDPruner (Zhang et al., NeurIPS 2025) for the sign of the relevance in CLIP space.
 """
 
 import math
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..errors import SettingError
+from ..tensors import Captures, Question
 
 RESOLUTION = 1e-6  # of float32, with room for the sums: a spread below it is rounding, not signal
 
@@ -52,6 +56,36 @@ def relevance(
 ) -> Float[Tensor, "image patch"]:
     """Softmax over the patches of <query, feature> / sqrt(dim), the query being text carried into the tower's space."""
     return torch.softmax(pairs(features, query[:, None])[..., 0] / math.sqrt(features.shape[-1]), -1)
+
+
+def question_relevance(
+    captures: Captures, questions: list[Question | None], *, clip_only: bool = False
+) -> Float[Tensor, "image patch"]:
+    """How much each patch has to do with the question: mean cosine over the question's vectors.
+
+    In CLIP space where both sides are there, and NEGATIVE: CLIP's patches turn away from the words that name them. In
+    LLM space otherwise (not with `clip_only`): projected patches and words. 0 for an image without a question.
+
+    Raises SettingError for a question that has vectors in neither space.
+    """
+    silent = captures.features.new_zeros(captures.patches, dtype=torch.float32)
+    rows = []
+    for i, question in enumerate(questions):
+        clip, words = (None, None) if question is None else (question.clip, question.words)
+        if question is None:
+            rows.append(silent)
+        elif clip is not None and captures.image_embeds is not None:
+            rows.append(-_mean_cosine(captures.image_embeds[i], clip))
+        elif words is not None and not clip_only:
+            rows.append(_mean_cosine(captures.signal("projected")[i], words))
+        else:
+            space = "CLIP's space" if clip_only else "the LLM's space or CLIP's"
+            raise SettingError(f"The question of image {i} of the batch has no vectors in {space} to compare with.")
+    return torch.stack(rows)
+
+
+def _mean_cosine(patches: Float[Tensor, "patch width"], text: Float[Tensor, "word width"]) -> Float[Tensor, "patch"]:
+    return cosine(text[None], patches[None])[0].sum(0) / max(len(text), 1)
 
 
 def hybrid(
