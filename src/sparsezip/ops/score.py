@@ -1,7 +1,7 @@
 """What each patch is worth. Every score is computed in float32, per image, whatever the batch and the input dtype.
 
-Sources: SparseZip (Geppert, Chen, Mittal, Maheen Aboobacker, 2025) for the hybrid score; TRIM (Song et al., COLING 2025)
-and CDPruner (Zhang et al., NeurIPS 2025) for the sign of the relevance in CLIP space.
+Sources: SparseZip (Geppert, Chen, Mittal, Maheen Aboobacker, 2025) for the hybrid score, TRIM (Song et al., COLING
+2025) and CDPruner (Zhang et al., NeurIPS 2025) for the sign of the relevance in CLIP space.
 """
 
 import math
