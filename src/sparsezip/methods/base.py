@@ -42,6 +42,7 @@ class Method:
     __no_type_check__: ClassVar[bool] = True  # settings are checked below, with errors made for users
     takes_budget: ClassVar[bool] = True  # False: the method cannot be told how many tokens to send
     blends: ClassVar[bool] = False  # True: kept patches take in others, so their features are not sent as they were
+    sizing: ClassVar[frozenset[str]] = frozenset()  # its own settings that say how many tokens, as "merging.size"
 
     budget: int | None = None
     keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -57,6 +57,9 @@ class SparseZip(Method):
     """
 
     name: ClassVar[str] = "sparsezip"
+    sizing: ClassVar[frozenset[str]] = frozenset(
+        {"dominant", "k_min", "k_max", "dynk", "dynamic_k", "skip_dynamic_k", "merging.contextual_num"}
+    )
 
     alphas: Alphas = field(default_factory=Alphas)
     tau_feat: Positive = 0.15

@@ -26,6 +26,7 @@ class VisionZip(Method):
     """
 
     name: ClassVar[str] = "visionzip"
+    sizing: ClassVar[frozenset[str]] = frozenset({"dominant", "contextual"})
 
     dominant: Annotated[int, Field(ge=1)] = 54
     contextual: Annotated[int, Field(ge=0)] | None = None
