@@ -157,6 +157,10 @@ class LayerMethod(Method):
         """What goes on of a view of ONE row; with `view.count`, exactly that many tokens."""
         raise NotImplementedError
 
+    def settled(self, view: LayerView) -> "LayerMethod":
+        """The method that an image gets whose first view (stage 0, ONE row) is this: plan and drops are asked of it."""
+        return self
+
     @property
     def compact(self) -> bool:
         """Whether the tokens behind a drop are counted anew. Otherwise each keeps the position it had."""
