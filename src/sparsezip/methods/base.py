@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import get_annotations
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from ..errors import BudgetError, SettingError, UnknownNameError, UnsupportedModelError
 from ..ops.budget import schedule
@@ -78,6 +79,11 @@ class Method:
     def resized(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The grid (rows, cols) that the tower is run at, for a method that scales the image down."""
         return grid
+
+    @property
+    def low_layer(self) -> float:
+        """Where in the tower its `low_attention` is from, as a share of the depth; 0 is the first layer."""
+        return 0.0
 
     def tokens(self, patches: int) -> int:
         """The number of tokens these settings ask for (the least, where the image decides) for `patches` patches."""
@@ -168,6 +174,23 @@ class LayerMethod(Method):
 
     # -- what every such method has ------------------------------------------------------------------------------
 
+    def _placed(self, asked: Sequence[int] | None, of_32: Sequence[int], layers: int) -> dict[int, int]:
+        """The layers behind which tokens are dropped, each with its number in the list it comes from.
+
+        Both lists name the first layers that see fewer tokens: `asked` by the user or, if None, the paper's `of_32`,
+        scaled unless `paper`; of two that fall together the later one counts. Raises SettingError for one that is not
+        there.
+        """
+        chosen = asked or (of_32 if self.paper else [depth for layer in of_32 for depth in at_depth([layer], layers)])
+        for layer in chosen:
+            if not 0 < layer < layers:
+                raise SettingError(
+                    f"{self._title} drops tokens between the layers {layer - 1} and {layer}, but this LLM's {layers} "
+                    f"layers are 0 to {layers - 1}. Name layers that it has or, without paper=True, none: then the "
+                    "paper's are scaled to its depth."
+                )
+        return {layer - 1: number for number, layer in enumerate(chosen)}
+
     def keep(self, view: LayerView) -> Kept:
         """What goes on of each row of the view; the answer for one row does not depend on the others."""
         rows = [self.drop(view.row(row)) for row in range(view.rows)]
@@ -208,6 +231,15 @@ class LayerMethod(Method):
     def __or__(self, inner: "LayerMethod") -> "Pair":
         """Raises SettingError: only one method works inside the LLM."""
         raise SettingError(f"{self._title} works inside the LLM, where there is room for one. Write it last.")
+
+
+def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if list(layers) != sorted(set(layers)):
+        raise PydanticCustomError("ascending", "Layers are named once each, in ascending order")
+    return layers
+
+
+Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_ascending)]
 
 
 def at_depth(of_32: Sequence[int], layers: int) -> list[int]:
@@ -284,6 +316,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise SettingError(f"{where} = {value!r}. Give its settings by name.")
         return hint(**_checked(hint, value, where))
+    value = tuple(value) if isinstance(value, list) else value  # YAML has no tuples
     try:
         TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
     except ValidationError as error:
