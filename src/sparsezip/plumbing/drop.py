@@ -1,0 +1,495 @@
+"""Drop visual tokens between the layers of an LLM, by hooks alone: no class and no weight of the model is touched.
+
+transformers hands every decoder layer the hidden states of the layer before and the same mask, positions and rotary
+table as all others. Behind a layer where tokens are dropped, a hook passes the shorter sequence on; a hook in front of
+each later layer hands over mask, positions and table for that sequence; a hook in front of the final norm puts the
+tokens back into their columns (zeros where one was dropped), so that logits and labels keep the caller's shape. The
+cache of each layer is as long as what the layer saw. While decoding only the masks of the later layers are cut.
+
+Every row is dropped from on its own, without its padding, and padded anew on the left: a row of a batch gets what it
+would get alone. Where nothing is dropped the hooks change nothing. Source of the idea: FastV and its successors.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import ref
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..errors import FailureError, UnsupportedCallError, UnsupportedModelError
+from ..tensors import Kept, LayerView
+from .generate import by_name
+from .tap import Listener
+
+
+class _Heard(Exception):  # noqa: N818 - no error
+    """Ends a layer's forward pass once its queries and keys are known."""
+
+
+@dataclass(eq=False)
+class Image:
+    """The visual tokens of one image on their way through the LLM."""
+
+    row: int
+    visual: Int[Tensor, "_"]  # where they are in their row, padding not counted
+    plan: list[int] | None  # what each drop leaves; None: the method's settings say
+    began: Int[Tensor, "_"]  # where they were in the prompt
+    source: Int[Tensor, "_"]  # for every token that entered the LLM the place that holds it now, -1: dropped
+    own: Int[Tensor, "_"]  # for every place the token that it is, -1: one made of several
+    entering: list[int] = field(default_factory=list)  # tokens that entered each layer
+
+    @classmethod
+    def of(cls, row: int, visual: Int[Tensor, "_"], plan: list[int] | None) -> "Image":
+        """An image of which nothing is dropped yet."""
+        every = torch.arange(len(visual), device=visual.device)
+        return cls(row=row, visual=visual, plan=plan, began=visual, source=every, own=every)
+
+    def loses(self, stage: int) -> bool:
+        """Whether drop number `stage` takes anything."""
+        return self.plan is None or self.plan[stage] < len(self.visual)
+
+    def advance(self, kept: Kept, start: int) -> None:
+        """Follow a drop: what is left begins at `start` of the row."""
+        (indices,), (source,), (tokens,) = kept.indices, kept.source, kept.tokens
+        self.source = torch.where(self.source < 0, -1, source[self.source.clamp(min=0)])
+        self.own = torch.cat([self.own[indices], indices.new_full((tokens - len(indices),), -1)])
+        self.visual = torch.arange(start, start + tokens, device=indices.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """The tokens of a sequence, row by row, in terms of the prompt's columns."""
+
+    real: Bool[Tensor, "row token"]  # False: padding
+    column: Int[Tensor, "row token"]  # the column whose mask it follows; of a merged token its image's last one
+    place: Int[Tensor, "row token"]  # the column whose position it has; of a merged token that of a member
+    own: Bool[Tensor, "row token"]  # whether it is the token of that column
+    size: Float[Tensor, "row token"]  # how many tokens it counts for in attention
+
+    @classmethod
+    def of(cls, real: Bool[Tensor, "row token"]) -> "_Layout":
+        """The prompt itself."""
+        column = torch.arange(real.shape[1], device=real.device).expand(real.shape)
+        return cls(real=real, column=column, place=column, own=real, size=torch.ones_like(real, dtype=torch.float32))
+
+    def repeated(self, times: int) -> "_Layout":
+        """Every row as often as the model has it."""
+        return _Layout(**{name: value.repeat_interleave(times, 0) for name, value in vars(self).items()})
+
+    def until(self, width: int) -> "_Layout":
+        """Without what came behind the prompt's `width` columns."""
+        behind = int((self.column[0] >= width).sum())
+        return _Layout(**{name: value[:, : value.shape[1] - behind] for name, value in vars(self).items()})
+
+    @property
+    def count(self) -> Int[Tensor, "row token"]:
+        """Positions counted anew, from 0."""
+        return (self.real.cumsum(1) - 1).clamp(min=0)
+
+
+@dataclass(eq=False)
+class _Prompt:
+    """A prompt on its way through the layers, and what decoding has to know of it later."""
+
+    start: _Layout
+    images: list[Image]
+    width: int
+    repeat: int = 1  # rows of the model per row of the prompt (beams, samples)
+    embeds: Any = None
+    stage: int = 0
+    layout: Any = None  # of what enters the next layer
+    behind: dict[int, _Layout] = field(default_factory=dict)  # by number of drops, once something was dropped
+    cache: Any = None
+    through: bool = False
+
+
+class Drop:
+    """Drops tokens in every prefill that was announced with `expect`, until `restore`.
+
+    `method` offers after(layers), keep(view), looks_ahead and compact, as methods.base.LayerMethod does. `finished` is
+    called with the images when a prefill is through; `timed` makes a context manager to put around the method's work.
+
+    Raises UnsupportedModelError for an LLM with sliding windows, whose layers keep caches of their own, or too shallow.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        method: Any,
+        finished: Callable[[list[Image]], None],
+        timed: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """`llm`: the decoder, with `layers` and `norm`."""
+        types = sorted(set(getattr(llm.config, "layer_types", None) or ()) - {"full_attention"})
+        if types:
+            raise UnsupportedModelError(
+                f"{method.name} drops tokens between layers of full attention, but this LLM has {', '.join(types)}. "
+                "Use a method that works in front of the LLM."
+            )
+        self.llm, self.method, self.finished, self.timed = llm, method, finished, timed
+        self.layers: Sequence[Any] = list(llm.layers)
+        self.stages = method.after(len(self.layers))
+        if not all(0 <= layer < len(self.layers) - 1 for layer in self.stages):
+            raise UnsupportedModelError(
+                f"{method.name} drops tokens behind the layers {', '.join(map(str, self.stages))}, counted from 0, but "
+                f"this LLM has {len(self.layers)}, and behind the last one there is nothing to save."
+            )
+        self._expected: _Prompt | None = None
+        self._prompt: _Prompt | None = None
+        self._listener: Listener | None = None
+        self._heard: list[Tensor] = []
+        self._peeking = False
+        eager = torch.compiler.disable  # what is decided here depends on the data
+        hooks = [llm.register_forward_pre_hook(eager(self._begin), with_kwargs=True)]
+        hooks += [llm.norm.register_forward_pre_hook(eager(self._put_back))]
+        for index, layer in enumerate(self.layers):
+            hooks += [layer.register_forward_pre_hook(eager(self._in_front_of(index)), with_kwargs=True)]
+        for index in self.stages:
+            hooks += [self.layers[index].register_forward_hook(eager(self._behind(index)), with_kwargs=True)]
+        self._hooks = hooks
+
+    def restore(self) -> None:
+        """Leave the LLM as it was."""
+        self.forget()
+        self._prompt = None
+        for hook in self._hooks:
+            hook.remove()
+
+    def forget(self) -> None:
+        """Expect no prompt; what is being decoded goes on."""
+        self._stop_listening()
+        self._expected = None
+
+    def expect(
+        self,
+        visual: Bool[Tensor, "row token"],
+        mask: Int[Tensor, "row token"] | Bool[Tensor, "row token"] | None,
+        images: list[list[int]],
+        plans: list[list[int] | None],
+    ) -> None:
+        """Announce a prompt: its visual tokens, its padding, the tokens of each row's images and each image's plan."""
+        self.forget()
+        real = torch.ones_like(visual) if mask is None else mask.bool()
+        made: list[Image] = []
+        for row, counts in enumerate(images):
+            places = visual[row][real[row]].nonzero()[:, 0]
+            made += [Image.of(row, its, plans[len(made) + i]) for i, its in enumerate(places.split(counts))]
+        start = _Layout.of(real)
+        self._expected = _Prompt(start=start, layout=start, images=made, width=real.shape[1])
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, llm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._stop_listening()  # in a pass that failed
+        call = by_name(llm.forward, args, kwargs)
+        embeds, cache = call.get("inputs_embeds"), call.get("past_key_values")
+        if embeds is None or (cache is not None and cache.get_seq_length()):
+            return
+        self._prompt, self._expected = self._expected, None
+        prompt = self._prompt
+        if prompt is None:
+            return
+        (rows, width), (own_rows, own_width) = embeds.shape[:2], prompt.start.real.shape
+        if rows % own_rows or width < own_width:
+            raise UnsupportedCallError(
+                f"The LLM was given {rows} x {width} tokens of a prompt of {own_rows} x {own_width}, but "
+                f"{self.method.name} has to see the whole of it at once."
+            )
+        if width > own_width:  # tokens that an assistant has guessed; they are no part of the prompt
+            real = torch.nn.functional.pad(prompt.start.real, (0, width - own_width), value=True)
+            prompt.start = prompt.layout = _Layout.of(real)
+        prompt.repeat, prompt.embeds = rows // own_rows, embeds
+
+    def _in_front_of(self, index: int) -> Callable[..., Any]:
+        drops = sum(stage < index for stage in self.stages)
+
+        def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            prompt = self._prompt
+            if prompt is None or self._peeking:
+                return None
+            call = by_name(layer.forward, args, kwargs)
+            cache, layout = call.get("past_key_values"), prompt.behind.get(drops)
+            if prompt.through:
+                if layout is None or cache is None or prompt.cache is None or prompt.cache() is not cache:
+                    return None
+                return (), call | self._decoding(prompt, layout, call, index)
+            if index == 0 and cache is not None:
+                prompt.cache = ref(cache)
+            for image in prompt.images:
+                image.entering.append(len(image.visual))
+            if index in self.stages and self._loses(prompt) and not self.method.looks_ahead:
+                self._listen(index)
+            if layout is None:
+                return None
+            if call["hidden_states"].shape[1] != layout.real.shape[1]:
+                given, left = call["hidden_states"].shape[1], layout.real.shape[1]
+                raise FailureError(f"Layer {index} was given {given} tokens, but {left} are left.")
+            return (), call | self._prefilling(prompt, layout, call)
+
+        return hook
+
+    def _behind(self, index: int) -> Callable[..., Any]:
+        def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            prompt = self._prompt
+            if prompt is None or prompt.through or self._peeking:
+                return None
+            self._stop_listening()
+            hidden = output[0] if isinstance(output, tuple) else output
+            if self._loses(prompt):
+                call = by_name(layer.forward, args, kwargs)
+                if self.method.looks_ahead:
+                    self._peek(index + 1, call | {"hidden_states": hidden})
+                with torch.no_grad(), self.timed():
+                    kept = self._kept(prompt, index, hidden.detach(), call)
+                hidden = self._shorten(prompt, hidden, kept)
+            prompt.stage += 1
+            if prompt.layout is not prompt.start:
+                prompt.behind[prompt.stage] = prompt.layout
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return hook
+
+    def _put_back(self, norm: Any, args: tuple[Any, ...]) -> Any:
+        prompt = self._prompt
+        if prompt is None or prompt.through or self._peeking:
+            return None
+        if prompt.stage != len(self.stages):
+            raise FailureError(f"{prompt.stage} of the {len(self.stages)} drops of {self.method.name} took place.")
+        prompt.through, prompt.embeds = True, None
+        self.finished(prompt.images)
+        if prompt.layout is prompt.start:
+            return None
+        layout, (hidden,) = prompt.layout.repeated(prompt.repeat), args
+        whole = hidden.new_zeros(len(hidden), prompt.start.real.shape[1], hidden.shape[2])
+        whole[layout.own.nonzero()[:, 0], layout.column[layout.own]] = hidden[layout.own]
+        return (whole,)
+
+    # -- listening -----------------------------------------------------------------------------------------------
+
+    def _hear(self, query: Tensor, key: Tensor, scale: float) -> None:
+        self._heard = [query, key.repeat_interleave(query.shape[1] // key.shape[1], 1)]
+        if self._peeking:
+            raise _Heard
+
+    def _listen(self, index: int) -> None:
+        self._listener = Listener(self.layers[index].self_attn, self._hear)
+        self._listener.start()
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
+
+    def _peek(self, index: int, call: dict[str, Any]) -> None:
+        """Hear the queries and keys of a layer to come: it is run up to its attention, and its cache not touched."""
+        self._peeking = True
+        self._listen(index)
+        try:
+            self.layers[index](**(call | {"past_key_values": None}))
+        except _Heard:
+            pass
+        finally:
+            self._stop_listening()
+            self._peeking = False
+
+    # -- dropping ------------------------------------------------------------------------------------------------
+
+    def _loses(self, prompt: _Prompt) -> bool:
+        return any(image.loses(prompt.stage) for image in prompt.images)
+
+    def _kept(self, prompt: _Prompt, index: int, hidden: Tensor, call: dict[str, Any]) -> list[Kept | None]:
+        """What goes on of each image; None: everything."""
+        kept: list[Kept | None] = []
+        query, key = self._heard
+        self._heard = []
+        of_prompt = prompt.layout.real & (prompt.layout.column < prompt.width)
+        began = prompt.start.real & (prompt.start.column < prompt.width)
+        tables = (call["position_ids"], *call["position_embeddings"])
+        for image in prompt.images:
+            if not image.loses(prompt.stage):
+                kept.append(None)
+                continue
+            row, columns = image.row * prompt.repeat, of_prompt[image.row].nonzero()[:, 0]
+            positions, cos, sin = (table[row if len(table) > 1 else 0, columns][None] for table in tables)
+            view = LayerView(
+                q=query[row : row + 1, :, columns],
+                k=key[row : row + 1, :, columns],
+                hidden=hidden[row : row + 1, columns],
+                embeds=prompt.embeds[row : row + 1, began[image.row]],
+                position_ids=positions,
+                visual=[image.visual],
+                text=[_text(prompt.images, image.row, len(columns))],
+                stage=prompt.stage,
+                depth=index,
+                count=None if image.plan is None else image.plan[prompt.stage],
+                began=[image.began],
+                rope=(cos, sin),
+                norm=self.llm.norm,
+            )
+            kept.append(self.method.keep(view))
+        return kept
+
+    def _shorten(self, prompt: _Prompt, hidden: Tensor, kept: list[Kept | None]) -> Tensor:
+        """The sequence that goes on; the layout and the images follow."""
+        made: list[dict[str, Tensor]] = []
+        changed: list[tuple[int, Tensor, Tensor]] = []  # row, places from its end, what they hold
+        for number, real in enumerate(prompt.layout.real):
+            columns = real.nonzero()[:, 0]
+            row = {name: value[number, columns] for name, value in vars(prompt.layout).items()}
+            row["take"] = columns
+            its = [(image, drop) for image, drop in zip(prompt.images, kept, strict=True) if image.row == number]
+            row, values = _after(row, its)
+            changed += [(number, places - len(row["take"]), value) for places, value in values]
+            made.append(row)
+        stacked = _padded(made)
+        take = stacked.pop("take").repeat_interleave(prompt.repeat, 0)
+        prompt.layout = _Layout(**stacked)
+        real = prompt.layout.real.repeat_interleave(prompt.repeat, 0)
+        hidden = hidden.gather(1, take[..., None].expand(-1, -1, hidden.shape[2])).masked_fill(~real[..., None], 0)
+        for number, places, value in changed:
+            hidden[number * prompt.repeat : (number + 1) * prompt.repeat, places] = value.to(hidden.dtype)
+        return hidden
+
+    # -- what the later layers are given -------------------------------------------------------------------------
+
+    def _prefilling(self, prompt: _Prompt, layout: _Layout, call: dict[str, Any]) -> dict[str, Any]:
+        layout, hidden, mask = layout.repeated(prompt.repeat), call["hidden_states"], call["attention_mask"]
+        if self.method.compact:
+            positions = layout.count
+            tables = self.llm.rotary_emb(hidden, position_ids=positions)
+        else:
+            positions = _gathered(call["position_ids"], layout.place)
+            tables = tuple(_gathered(table, layout.place) for table in call["position_embeddings"])
+        if mask is not None and mask.ndim == 4:
+            mask = _gathered(mask[:, 0], layout.column)
+            mask = mask.gather(2, layout.column[:, None].expand(-1, mask.shape[1], -1))[:, None]
+        width = layout.real.shape[1]
+        order = torch.ones(width, width, dtype=torch.bool, device=hidden.device).tril()
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            # Tokens of one column are merged ones and the last of their image: they follow each other.
+            order = order | (layout.column[:, :, None] != layout.column[:, None])
+        mask = _masked(mask, layout.real, layout.size, order, hidden.dtype)
+        return {"attention_mask": mask, "position_ids": positions, "position_embeddings": tables}
+
+    def _decoding(self, prompt: _Prompt, layout: _Layout, call: dict[str, Any], index: int) -> dict[str, Any]:
+        layout, hidden, mask = layout.until(prompt.width).repeated(prompt.repeat), call["hidden_states"], None
+        given: dict[str, Any] = {}
+        if self.method.compact:
+            gone = prompt.start.until(prompt.width).repeated(prompt.repeat).real.sum(1) - layout.real.sum(1)
+            given["position_ids"] = call["position_ids"] - gone[:, None]
+            given["position_embeddings"] = self.llm.rotary_emb(hidden, position_ids=given["position_ids"])
+        later = call["past_key_values"].get_seq_length(index) + hidden.shape[1] - layout.real.shape[1]
+        if call["attention_mask"] is not None:
+            behind = torch.arange(prompt.width, prompt.width + later, device=hidden.device)
+            columns = torch.cat([layout.column, behind.expand(len(hidden), -1)], 1)
+            mask = call["attention_mask"]
+            mask = mask.expand(len(columns), *mask.shape[1:])
+            index_ = columns.view(len(columns), *[1] * (mask.ndim - 2), -1).expand(*mask.shape[:-1], -1)
+            mask = mask.gather(-1, index_)
+        real, size = (torch.nn.functional.pad(value, (0, later), value=1) for value in (layout.real, layout.size))
+        order = torch.ones(hidden.shape[1], real.shape[1], dtype=torch.bool, device=hidden.device)
+        return given | {
+            "attention_mask": _masked(mask, real, size, order.tril(order.shape[1] - order.shape[0]), hidden.dtype)
+        }
+
+
+def _after(
+    row: dict[str, Tensor], images: list[tuple[Image, Kept | None]]
+) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
+    """A row behind a drop, and what the tokens hold that are not what they were, by their place in it."""
+    pieces: list[dict[str, Tensor]] = []
+    changed: list[tuple[Tensor, Tensor]] = []
+    end = length = 0
+
+    def add(indices: Any, **instead: Tensor) -> None:
+        nonlocal length
+        pieces.append({name: value[indices] for name, value in row.items()} | instead)
+        length += len(pieces[-1]["take"])
+
+    for image, drop in images:
+        first, behind = int(image.visual[0]), int(image.visual[-1]) + 1
+        add(slice(end, first))
+        start, end = length, behind
+        if drop is None:
+            add(image.visual)
+            image.visual = image.visual - first + start
+            continue
+        (indices,), (source,) = drop.indices, drop.source
+        sizes = None if drop.sizes is None else drop.sizes[0].to(row["size"])
+        add(image.visual[indices], **({} if sizes is None else {"size": sizes[: len(indices)]}))
+        if drop.hidden is not None:
+            changed.append((torch.arange(start, length, device=indices.device), drop.hidden[0]))
+        if drop.merged is not None and len(drop.merged[0]):
+            count, kept = len(drop.merged[0]), length
+            places = range(len(indices), len(indices) + count)
+            members = [(source == place).nonzero()[:, 0] for place in places]
+            middle = torch.stack([member[len(member) // 2] for member in members])
+            add(
+                image.visual[middle],
+                column=row["column"][behind - 1].expand(count),
+                own=row["own"].new_zeros(count),
+                size=row["size"].new_ones(count) if sizes is None else sizes[len(indices) :],
+            )
+            changed.append((torch.arange(kept, length, device=indices.device), drop.merged[0]))
+        image.advance(drop, start)
+    add(slice(end, None))
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in row}, changed
+
+
+def _padded(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows of different lengths stacked, with padding on the left."""
+    width = max(len(row["take"]) for row in rows)
+
+    def stacked(name: str) -> Tensor:
+        values = [row[name] for row in rows]
+        return torch.stack([torch.cat([v.new_full((width - len(v),), name == "size"), v]) for v in values])
+
+    return {name: stacked(name) for name in rows[0]}
+
+
+def _gathered(table: Tensor, columns: Int[Tensor, "row token"]) -> Tensor:
+    """The columns of a table [row or 1, column, ...]."""
+    table = table.expand(len(columns), *table.shape[1:])
+    return table.gather(1, columns.view(*columns.shape, *[1] * (table.ndim - 2)).expand(-1, -1, *table.shape[2:]))
+
+
+def _masked(
+    mask: Any,
+    real: Bool[Tensor, "row key"],
+    size: Float[Tensor, "row key"],
+    order: Bool[Tensor, "*row query key"],
+    dtype: torch.dtype,
+) -> Any:
+    """A mask [row, 1, query, key] or [row, key], or None, cut to real keys, to the order, and weighed by size."""
+    sized, whole = bool((size != 1).any()), bool(real.all())
+    if mask is not None and mask.ndim == 2:  # FlashAttention is causal by itself
+        if sized:
+            raise UnsupportedCallError("Tokens that count for several need attn_implementation sdpa or eager.")
+        return None if whole else real.to(mask.dtype) * mask
+    if mask is None and whole and not sized:
+        return None
+    queries, keys = order.shape[-2:]
+    itself = torch.ones(queries, keys, dtype=torch.bool, device=real.device).tril(keys - queries).triu(keys - queries)
+    allowed = (real[:, None] & order) | itself  # padding sees itself: a row without any key has no softmax
+    allowed = allowed[:, None]
+    least = torch.finfo(dtype).min
+    if mask is None:
+        mask = allowed
+    elif mask.dtype == torch.bool:
+        mask = (mask & allowed) | itself
+    else:
+        mask = mask.masked_fill(~allowed, least).masked_fill(itself, 0)
+    if not sized:
+        return mask
+    bias = size.log()[:, None, None].to(dtype)
+    return torch.where(mask, bias, least) if mask.dtype == torch.bool else mask + bias
+
+
+def _text(images: list[Image], row: int, length: int) -> Int[Tensor, "_"]:
+    """Where the text behind the last image of a row is."""
+    last = max((image.visual for image in images if image.row == row), key=lambda visual: int(visual[-1]))
+    return torch.arange(int(last[-1]) + 1, length, device=last.device)

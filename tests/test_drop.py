@@ -1,0 +1,460 @@
+"""Drops inside an LLM, against unmodified transformers modules put together by hand."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from tiny_vlm import fingerprint
+from transformers import DynamicCache, LlamaConfig, LlamaModel, MistralConfig, MistralModel
+
+from sparsezip.errors import UnsupportedModelError
+from sparsezip.methods.base import LayerMethod
+from sparsezip.plumbing.drop import Drop
+from sparsezip.tensors import Kept
+
+LAYERS, WIDTH, HEADS = 5, 48, 4
+BEFORE, AFTER = 3, 4  # text tokens around the image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves(LayerMethod):
+    """Behind two layers, the half that the last token attends to most; more of them where the tokens are larger."""
+
+    name: ClassVar[str] = "halves"
+    merges: bool = False
+    weighs: bool = False
+    rewrites: bool = False
+    recounts: bool = False
+    behind: tuple[int, ...] = (0, 2)
+
+    def after(self, layers):
+        return list(self.behind)
+
+    @property
+    def compact(self):
+        return self.recounts
+
+    def drop(self, view):
+        visual = view.visual[0]
+        scores = (view.q[0, :, -1:] @ view.k[0].mT)[:, 0, visual].mean(0)
+        count = max(1, len(visual) // 2 - int(view.hidden[0, visual].norm() > view.hidden[0, visual].norm().round()))
+        return self.chosen(view, scores.topk(count).indices.sort().values)
+
+    def chosen(self, view, kept):
+        hidden, count = view.hidden[0, view.visual[0]], len(kept)
+        made = Kept.selection([kept], [len(hidden)])
+        source = made.source[0]
+        if self.merges and count < len(hidden):
+            rest = (source < 0).nonzero()[:, 0]
+            source[rest] = count + torch.arange(len(rest)) % min(2, len(rest))
+        places = int(source.max()) + 1
+        members = torch.stack([(source == place).float() for place in range(places)])
+        means = members @ hidden / members.sum(1, keepdim=True)
+        return Kept(
+            indices=[kept],
+            source=[source],
+            merged=[means[count:]] if self.merges else None,
+            hidden=[means[:count] * 2] if self.rewrites else None,
+            sizes=[1 + torch.arange(places).float()] if self.weighs else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead(Halves):
+    name: ClassVar[str] = "ahead"
+    looks_ahead: ClassVar[bool] = True
+
+
+def make_llm(attention="sdpa", seed=0):
+    torch.manual_seed(seed)
+    llm = LlamaModel(
+        LlamaConfig(
+            vocab_size=32,
+            hidden_size=WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=2,
+            attn_implementation=attention,
+        )
+    ).eval()
+    with torch.no_grad():
+        for weight in llm.parameters():
+            if weight.ndim > 1:
+                torch.nn.init.normal_(weight, std=0.15)
+    return llm
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return make_llm()
+
+
+def prompt(*counts, seed=0):
+    """A row with one image per count: embeddings [token, width] and where its visual tokens are."""
+    torch.manual_seed(seed)
+    visual = torch.cat(
+        [torch.cat([torch.zeros(BEFORE), torch.ones(count)]) for count in counts] + [torch.zeros(AFTER)]
+    ).bool()
+    return torch.randn(len(visual), WIDTH), visual
+
+
+def batch(rows, right=False):
+    """Rows padded to one length: embeddings, visual, mask."""
+    width = max(len(embeds) for embeds, _ in rows)
+    embeds, visual, mask = torch.zeros(len(rows), width, WIDTH), torch.zeros(len(rows), width).bool(), []
+    for i, (row, its) in enumerate(rows):
+        at = slice(0, len(row)) if right else slice(width - len(row), width)
+        embeds[i, at], visual[i, at] = row, its
+        mask.append(torch.zeros(width).long())
+        mask[-1][at] = 1
+    return embeds, visual, torch.stack(mask)
+
+
+class Run:
+    """One prefill under a Drop, and what is decoded behind it."""
+
+    def __init__(self, llm, method, rows, counts, plans=None, right=False, repeat=1, cache=None):
+        self.images = []
+        self.drop = Drop(llm, method, self.images.extend, nullcontext)
+        try:
+            embeds, visual, mask = batch(rows, right)
+            mask_ = None if mask.all() else mask
+            if counts is not None:  # None: an announced prompt would be dropped from, this one is not
+                self.drop.expect(visual, mask_, counts, plans or [None] * sum(map(len, counts)))
+            self.cache = DynamicCache() if cache is None else cache
+            position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+            self.mask = None if mask_ is None else mask.repeat_interleave(repeat, 0)
+            self.next = position_ids.max(1, keepdim=True).values.repeat_interleave(repeat, 0) + 1
+            with torch.no_grad():
+                self.hidden = llm(
+                    inputs_embeds=embeds.repeat_interleave(repeat, 0),
+                    attention_mask=self.mask,
+                    position_ids=position_ids.repeat_interleave(repeat, 0),
+                    past_key_values=self.cache,
+                    use_cache=True,
+                ).last_hidden_state
+                self.steps = []
+                for embedded in new(3):
+                    if self.mask is not None:
+                        self.mask = torch.cat([self.mask, torch.ones(len(self.mask), 1).long()], 1)
+                    out = llm(
+                        inputs_embeds=embedded.expand(len(self.hidden), 1, -1),
+                        attention_mask=self.mask,
+                        position_ids=self.next,
+                        past_key_values=self.cache,
+                        use_cache=True,
+                    )
+                    self.steps.append(out.last_hidden_state[:, 0])
+                    self.next = self.next + 1
+        finally:
+            self.drop.restore()
+
+
+def new(count):
+    torch.manual_seed(99)
+    return torch.randn(count, WIDTH)
+
+
+@torch.no_grad()
+def by_hand(llm, row, method, choices, decoded=0):
+    """The final hidden states of one row with one image, and those of `decoded` further tokens.
+
+    `choices`: the indices each drop keeps. Every layer is run on its own sequence, with a mask made here.
+    """
+    embeds, visual = row
+    hidden = torch.cat([embeds, new(decoded)])[None]
+    tail = hidden.shape[1] - int(visual.nonzero()[-1]) - 1
+    start, count = int(visual.nonzero()[0]), int(visual.sum())
+    column = torch.arange(hidden.shape[1])
+    position, size = column.clone(), torch.ones(hidden.shape[1])
+    entering, own = [], column.clone()
+    choices = list(choices)
+    for index, layer in enumerate(llm.layers):
+        entering.append(count)
+        length = hidden.shape[1]
+        mask = torch.full((length, length), torch.finfo(hidden.dtype).min).triu(1) + size.log()
+        positions = torch.arange(length)[None] if method.compact else position[None]
+        tables = llm.rotary_emb(hidden, position_ids=positions)
+        hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=tables, position_ids=positions)
+        if index not in method.behind:
+            continue
+        kept = choices.pop(0)
+        view = type("View", (), {"hidden": hidden, "visual": [torch.arange(start, start + count)]})
+        made = method.chosen(view, kept)
+        inside = kept + start
+        middle = []
+        if method.merges:
+            for place in range(len(kept), int(made.source[0].max()) + 1):
+                members = (made.source[0] == place).nonzero()[:, 0]
+                middle.append(int(members[len(members) // 2]) + start)
+        take = torch.cat(
+            [torch.arange(start), inside, torch.tensor(middle, dtype=torch.long), torch.arange(length - tail, length)]
+        )
+        hidden, position, own, size = hidden[:, take], position[take], own[take], size[take]
+        end = start + len(kept)
+        if method.rewrites:
+            hidden[:, start:end] = made.hidden[0]
+        if method.merges:
+            hidden[:, end : end + len(middle)] = made.merged[0]
+            own[end : end + len(middle)] = -1
+        if method.weighs:
+            size[start : end + len(middle)] = made.sizes[0]
+        count = len(kept) + len(middle)
+    whole = torch.zeros(len(embeds) + decoded, hidden.shape[2])
+    whole[own[own >= 0]] = llm.norm(hidden)[0, own >= 0]
+    return whole, entering
+
+
+class Watched:
+    """A method that notes what its drops kept."""
+
+    def __init__(self, method):
+        self.method, self.choices = method, []
+
+    def __getattr__(self, name):
+        return getattr(self.method, name)
+
+    def keep(self, view):
+        kept = self.method.keep(view)
+        self.choices.append(kept.indices[0])
+        return kept
+
+
+def close(actual, expected, atol=2e-5):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+FORMS = pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"recounts": True},
+        {"merges": True},
+        {"merges": True, "recounts": True},
+        {"rewrites": True},
+        {"weighs": True},
+        {"merges": True, "weighs": True},
+        {"behind": (1,)},
+        {"behind": (0, 1, 2, 3)},
+    ],
+    ids=lambda settings: ",".join(settings) or "plain",
+)
+
+
+@FORMS
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", [Halves, Ahead])
+def test_equals_layers_put_together_by_hand(settings, attention, kind):
+    llm, row = make_llm(attention), prompt(16)
+    method = Watched(kind(**settings))
+    run = Run(llm, method, [row], [[16]])
+    expected, entering = by_hand(llm, row, method, method.choices)
+    close(run.hidden[0], expected)
+    assert expected.abs().max() > 1
+    assert run.images[0].entering == entering
+    assert entering[-1] < 16
+    whole, _ = by_hand(llm, row, method, method.choices, decoded=3)
+    for step, hidden in enumerate(run.steps):
+        close(hidden[0], whole[len(row[0]) + step])
+    # Each layer's cache is as long as what the layer saw.
+    lengths = [run.cache.get_seq_length(layer) for layer in range(LAYERS)]
+    assert lengths == [count + BEFORE + AFTER + 3 for count in entering]
+
+
+@pytest.mark.parametrize("kind", [Halves, Ahead])
+def test_the_method_is_shown_what_the_layer_sees(llm, kind):
+    heard, seen = [], []
+
+    class Shown(Watched):
+        def keep(self, view):
+            seen.append(view)
+            return super().keep(view)
+
+    def note(module, args, kwargs, output):
+        heard.append((kwargs["hidden_states"], kwargs["position_embeddings"]))
+
+    method = Shown(kind())
+    layers = [behind + (kind is Ahead) for behind in method.behind]
+    hooks = [llm.layers[layer].self_attn.register_forward_hook(note, with_kwargs=True) for layer in layers]
+    row = prompt(16)
+    run = Run(llm, method, [row], [[16]])
+    for hook in hooks:
+        hook.remove()
+    (first, second) = seen
+    assert [view.stage for view in seen] == [0, 1]
+    assert [view.depth for view in seen] == list(method.behind)
+    assert first.visual[0].tolist() == list(range(BEFORE, BEFORE + 16))
+    assert first.text[0].tolist() == list(range(BEFORE + 16, BEFORE + 16 + AFTER))
+    assert len(second.visual[0]) == run.images[0].entering[1]
+    torch.testing.assert_close(first.embeds[0], row[0])
+    torch.testing.assert_close(second.first_embeds[0], row[0][row[1]])
+    torch.testing.assert_close(second.text_embeds[0], row[0][-AFTER:])
+    if (
+        kind is Halves
+    ):  # what a layer computes of its input; the next layer's input is shorter than what it was asked about
+        for view, (hidden, (cos, sin)), layer in zip(seen, heard[:2], layers, strict=True):
+            q = llm.layers[layer].self_attn.q_proj(hidden).view(1, -1, HEADS, WIDTH // HEADS).transpose(1, 2)
+            k = llm.layers[layer].self_attn.k_proj(hidden).view(1, -1, 2, WIDTH // HEADS).transpose(1, 2)
+            turned = [torch.cat([-x[..., 6:], x[..., :6]], -1) for x in (q, k)]
+            close(view.q, q * cos[:, None] + turned[0] * sin[:, None])
+            close(view.k, (k * cos[:, None] + turned[1] * sin[:, None]).repeat_interleave(2, 1))
+            close(view.rope[0], cos)
+
+
+def test_looking_ahead_shows_the_next_layers_queries(llm):
+    seen = []
+
+    class Shown(Watched):
+        def keep(self, view):
+            seen.append(view)
+            return super().keep(view)
+
+    row = prompt(16)
+    run = Run(llm, Shown(Ahead(behind=(1,))), [row], [[16]])
+    view = seen[0]
+    normed = llm.layers[2].input_layernorm(view.hidden)
+    q = llm.layers[2].self_attn.q_proj(normed).view(1, -1, HEADS, 12).transpose(1, 2)
+    cos, sin = llm.rotary_emb(view.hidden, position_ids=torch.arange(len(row[0]))[None])
+    close(view.q, q * cos[:, None] + torch.cat([-q[..., 6:], q[..., :6]], -1) * sin[:, None])
+    assert run.cache.get_seq_length(2) == run.images[0].entering[2] + BEFORE + AFTER + 3
+
+
+ROWS = [prompt(16, seed=1), prompt(9, seed=2), prompt(6, 12, seed=3), prompt(seed=4), prompt(1, seed=5)]
+COUNTS = [[16], [9], [6, 12], [], [1]]
+
+
+@FORMS
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("right", [False, True], ids=["left", "right"])
+def test_rows_equal_the_rows_run_alone(settings, attention, right):
+    llm, method = make_llm(attention), Halves(**settings)
+    together = Run(llm, method, ROWS, COUNTS, right=right)
+    assert len({tuple(image.entering) for image in together.images}) > 3
+    images = iter(together.images)
+    for number, (row, counts) in enumerate(zip(ROWS, COUNTS, strict=True)):
+        alone = Run(llm, method, [row], [counts])
+        length = len(row[0])
+        own = together.hidden[number, :length] if right else together.hidden[number, -length:]
+        close(own, alone.hidden[0], 5e-5)
+        for mine, single in zip(together.steps, alone.steps, strict=True):
+            close(mine[number], single[0], 5e-5)
+        for image in alone.images:
+            other = next(images)
+            assert torch.equal(other.source, image.source)
+            assert torch.equal(other.own, image.own)
+            assert other.entering == image.entering
+
+
+def test_rows_of_different_length_without_padding_before(llm):
+    """Nothing is padded until the first drop leaves rows of different lengths."""
+    rows = [prompt(16, seed=seed) for seed in (1, 2, 3, 6)]
+    together = Run(llm, Halves(merges=True), rows, [[16]] * 4)
+    assert len({image.entering[-1] for image in together.images}) > 1
+    for number, row in enumerate(rows):
+        alone = Run(llm, Halves(merges=True), [row], [[16]])
+        close(together.hidden[number], alone.hidden[0])
+        for mine, single in zip(together.steps, alone.steps, strict=True):
+            close(mine[number], single[0])
+
+
+@FORMS
+def test_copies_of_a_row_are_alike(llm, settings):
+    """Beams and samples are rows that generate has repeated."""
+    once, twice = (Run(llm, Halves(**settings), ROWS[:3], COUNTS[:3], repeat=repeat) for repeat in (1, 2))
+    for copies in (twice.hidden[::2], twice.hidden[1::2]):
+        close(copies, once.hidden)
+    close(twice.steps[-1][::2], once.steps[-1])
+    assert len(twice.images) == 4
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("right", [False, True], ids=["left", "right"])
+def test_where_nothing_is_dropped_every_bit_is_the_same(attention, right):
+    llm = make_llm(attention)
+    plans = [[count, count] for counts in COUNTS for count in counts]
+    plain = Run(llm, Halves(), ROWS, None, right=right)
+    run = Run(llm, Halves(merges=True, recounts=True), ROWS, COUNTS, plans=plans, right=right)
+    assert torch.equal(run.hidden, plain.hidden)
+    assert all(torch.equal(a, b) for a, b in zip(run.steps, plain.steps, strict=True))
+    assert [image.entering for image in run.images] == [[n] * LAYERS for n in (16, 9, 6, 12, 1)]
+
+
+def test_a_plan_is_handed_on(llm):
+    counts = []
+
+    class Shown(Watched):
+        def keep(self, view):
+            counts.append(view.count)
+            return super().keep(view)
+
+    Run(llm, Shown(Halves()), [ROWS[0]], [[16]], plans=[[16, 5]])
+    assert counts == [5]  # the first drop leaves everything, so nothing is asked
+
+
+def test_the_llm_is_left_as_it_was(llm):
+    before = fingerprint(llm)
+    Run(llm, Halves(), [ROWS[0]], [[16]])
+    assert fingerprint(llm) == before
+
+    class Fails(Watched):
+        def keep(self, view):
+            raise KeyError("method")
+
+    for kind in (Halves, Ahead):
+        with pytest.raises(KeyError, match="method"):
+            Run(llm, Fails(kind()), [ROWS[0]], [[16]])
+        assert fingerprint(llm) == before
+
+
+def test_a_failing_layer_is_not_listened_to_afterwards(llm):
+    llm, calls = copy.deepcopy(llm), []
+
+    def fail(module, args):
+        raise KeyError("layer")
+
+    drop = Drop(llm, Halves(), calls.extend, nullcontext)
+    before = {name: part.config for name, part in llm.named_modules() if hasattr(part, "config")}
+    hook = llm.layers[0].mlp.register_forward_pre_hook(fail)
+    embeds, visual, _ = batch([ROWS[0]])
+    drop.expect(visual, None, [[16]], [None])
+    with pytest.raises(KeyError, match="layer"):
+        llm(inputs_embeds=embeds)
+    hook.remove()
+    llm(inputs_embeds=embeds)  # another prompt, of which nothing was announced
+    assert calls == []
+    assert all(part.config is before[name] for name, part in llm.named_modules() if name in before)
+    drop.restore()
+
+
+def test_another_prompt_is_left_alone(llm):
+    plain = Run(llm, Halves(), [ROWS[0]], None)
+    drop = Drop(llm, Halves(), [].extend, nullcontext)
+    embeds, visual, _ = batch([ROWS[0]])
+    drop.expect(visual, None, [[16]], [None])
+    drop.forget()
+    with torch.no_grad():
+        assert torch.equal(llm(inputs_embeds=embeds).last_hidden_state, plain.hidden)
+    drop.restore()
+
+
+def test_what_cannot_work_is_refused():
+    windows = MistralModel(
+        MistralConfig(
+            vocab_size=8,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            sliding_window=4,
+        )
+    )
+    windows.config.layer_types = ["sliding_attention"] * 3
+    with pytest.raises(UnsupportedModelError, match="sliding_attention"):
+        Drop(windows, Halves(), [].extend, nullcontext)
+    with pytest.raises(UnsupportedModelError, match="has 5, and behind the last one"):
+        Drop(make_llm(), Halves(behind=(2, 4)), [].extend, nullcontext)
