@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import FailureError
+from ..tensors import LayerView
 
 Rope = tuple[Float[Tensor, "row token head_dim"], Float[Tensor, "row token head_dim"]]  # cos, sin
 
@@ -32,6 +33,12 @@ def rows(
     return probabilities
 
 
+def asking(view: LayerView) -> Int[Tensor, "_"]:
+    """Positions of the text behind the images, of a view of one row; of the last token where there is no text."""
+    (text,) = view.text
+    return text if len(text) else view.visual[0].new_tensor([view.hidden.shape[1] - 1])
+
+
 def rating(words: Float[Tensor, "word width"], patches: Float[Tensor, "patch width"]) -> Float[Tensor, "word"]:
     """How much of the image is about each word: softmax over the words of <patch, word>, mean over the patches."""
     return torch.softmax(patches.float() @ words.float().mT, -1).mean(0)
@@ -42,6 +49,17 @@ def raters(words: Float[Tensor, "word width"], patches: Float[Tensor, "patch wid
     share = rating(words, patches)
     chosen = (share > share.mean()).nonzero().flatten()
     return chosen if len(chosen) else torch.arange(len(words), device=words.device)
+
+
+def information(attention: Float[Tensor, "head word patch"], eps: float = 0.0) -> float:
+    """Mutual information of words and patches in bits, summed over heads: sum of p(w, i) log2 p(w, i) / (p(w) p(i)).
+
+    Every word is as likely as the others, and p(i | w) is its `attention` to the patch, which need not add up to 1.
+    `eps` is added to p(w) p(i). Source: AutoPrune (NeurIPS 2025).
+    """
+    given = attention.double()
+    alone = given.mean(1, keepdim=True) + eps * given.shape[1]
+    return (torch.xlogy(given, given) - torch.xlogy(given, alone)).sum().item() / given.shape[1] / math.log(2)
 
 
 def rotary(position_ids: Int[Tensor, "row token"], head_dim: int = 128, base: float = 10000.0) -> Rope:

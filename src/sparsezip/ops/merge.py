@@ -3,15 +3,18 @@
 A grouping is `labels`: the group of every patch that does not stay, -1 for those that do. No group is ever empty and no
 patch without one, as long as there are at least as many such patches as groups.
 
-Sources: VisionZip (Yang et al., CVPR 2025) for the strided targets, SparseZip (2025) for the clusters.
+Sources: VisionZip (Yang et al., CVPR 2025) for the strided targets, SparseZip (2025) for the clusters, SparseVLM (Zhang
+et al., ICML 2025) for recycling, and through TCFormer (Zeng et al., CVPR 2022) for its density peaks.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..tensors import Compressed
+from ..errors import FailureError
+from ..tensors import Compressed, Kept
 from .score import RESOLUTION, cosine, pairs, unit
+from .select import line_ends, top
 
 
 def remaining(kept: list[Int[Tensor, "_"]], patches: int) -> Bool[Tensor, "image patch"]:
@@ -92,6 +95,52 @@ def weighted_mean(
     return _product(share / share.sum(-1, keepdim=True), features).to(features.dtype)
 
 
+def mean(
+    features: Float[Tensor, "image patch dim"], labels: Int[Tensor, "image patch"], count: int
+) -> Float[Tensor, "image count dim"]:
+    """One token per group: the mean of its members, in the features' dtype."""
+    return weighted_mean(features, labels, torch.ones_like(labels, dtype=torch.float32), count)
+
+
+def bipartite(
+    keys: Float[Tensor, "image patch key"], count: int
+) -> tuple[Int[Tensor, "image patch"], Int[Tensor, "image count"]]:
+    """Group all patches: in rounds, the even tokens most like an odd one join it, by cosine of their mean keys.
+
+    A round merges half of the tokens at most. Returns the labels, and of each group the patch that the others joined,
+    ascending. Raises FailureError when a cosine is not finite. Source: ToMe (Bolya et al., ICLR 2023).
+    """
+    images, patches, _ = keys.shape
+    labels = roots = torch.arange(patches, device=keys.device).repeat(images, 1)
+    while (tokens := roots.shape[1]) > count:
+        middles = mean(keys.float(), labels, tokens)
+        likeness, partner = cosine(middles[:, ::2], middles[:, 1::2]).max(-1)
+        joins = torch.stack(top(likeness, [min(tokens - count, tokens // 2)] * images))
+        every = torch.arange(tokens, device=keys.device).repeat(images, 1)
+        target = every.scatter(1, 2 * joins, 2 * partner.gather(1, joins) + 1)
+        stays = target == every
+        labels = (stays.cumsum(-1) - 1).gather(1, target).gather(1, labels)
+        roots = roots[stays].view(images, -1)
+    return labels, roots
+
+
+def cells(grid: tuple[int, int], count: int) -> Int[Tensor, "patch"]:
+    """The cell of each patch, of `count` rectangles that tile a grid of (rows, cols) nearly evenly, in raster order."""
+    rows, cols = grid
+    ends = torch.tensor(line_ends(grid, count))
+    line = torch.arange(rows) * (len(ends) - 1) // rows
+    start, stop = ends[line, None], ends[line + 1, None]
+    return (start + torch.arange(cols) * (stop - start) // cols).flatten()
+
+
+def pooled(captures: Captures, count: int) -> Compressed:
+    """The mean of each of `count` cells of the grid; no single patch is kept."""
+    labels = cells(captures.grid, count).to(captures.features.device).repeat(captures.images, 1)
+    none = labels.new_empty(0)
+    tokens = mean(captures.patch_features, labels, count)
+    return Compressed(features=list(tokens), kept=[none] * captures.images, source=list(labels))
+
+
 def append(
     selection: Compressed, labels: Int[Tensor, "image patch"], merged: Float[Tensor, "image count dim"]
 ) -> Compressed:
@@ -104,6 +153,58 @@ def append(
             for sent, place, group in zip(selection.features, selection.source, labels, strict=True)
         ],
     )
+
+
+def recycled(
+    selection: Kept,
+    scores: Float[Tensor, "patch"],
+    hidden: Float[Tensor, "patch width"],
+    pool: int,
+    count: int,
+    noise: Float[Tensor, "pool"] | None = None,
+) -> Kept:
+    """The selection (of ONE row) with `count` tokens behind it, into which the best `pool` dropped ones are merged.
+
+    The dropped ones, by falling score, are grouped around density peaks of `hidden`, and a group's token is its mean.
+    """
+    rest = (selection.source[0] < 0).nonzero()[:, 0]
+    best = rest[scores[rest].argsort(descending=True, stable=True)[:pool]]
+    labels, _ = peaks(hidden[best], count, noise)
+    merged = weighted_mean(hidden[best][None], labels[None], labels.new_ones(1, len(best)).float(), count)[0]
+    source = selection.source[0].index_copy(0, best, labels + len(selection.indices[0]))
+    return Kept(indices=selection.indices, source=[source], merged=[merged])
+
+
+def peaks(
+    tokens: Float[Tensor, "token width"], count: int, noise: Float[Tensor, "token"] | None = None
+) -> tuple[Int[Tensor, "token"], Int[Tensor, "count"]]:
+    """Group tokens around `count` density peaks: the label of each, and the peaks, the most marked one first.
+
+    A token is dense if its `count` nearest, itself included, are near, and a peak if it is dense and far from what is
+    denser. Of equally dense ones the lower index is the denser, unless `noise`, as drawn by the published code, is
+    added to the density. Raises FailureError for tokens that are not finite.
+    """
+    centred = tokens.float() - tokens.float().mean(0)
+    inner = centred @ centred.mT
+    inner = (inner + inner.mT) / 2  # so that tokens nearest to each other are equally dense
+    length = inner.diagonal()
+    squared = (length[:, None] + length - 2 * inner).clamp(min=0) / tokens.shape[1]
+    spread = squared.topk(count, largest=False).values.mean(-1)
+    if not spread.isfinite().all():
+        raise FailureError(
+            "The hidden states inside the LLM are not finite, so its visual tokens cannot be merged. If it runs in "
+            "float16, use bfloat16 or float32."
+        )
+    # Without noise a common factor changes nothing, and with this one no density is too small for float32.
+    density = torch.exp(spread.min() - spread) if noise is None else torch.exp(-spread) + noise
+    index = torch.arange(len(tokens), device=tokens.device)
+    denser = (density > density[:, None]) | ((density == density[:, None]) & (index < index[:, None]))
+    distance = squared.sqrt()
+    apart = torch.where(denser, distance, distance.max()).amin(-1)
+    centres = (density * apart).argsort(descending=True, stable=True)[:count]
+    labels = distance[:, centres].argmin(-1)
+    labels[centres] = torch.arange(count, device=tokens.device)
+    return labels, centres
 
 
 def _at(
