@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import FailureError
-from ..tensors import Compressed, Kept
+from ..tensors import Captures, Compressed, Kept
 from .score import RESOLUTION, cosine, pairs, unit
 from .select import line_ends, top
 
@@ -139,6 +139,57 @@ def pooled(captures: Captures, count: int) -> Compressed:
     none = labels.new_empty(0)
     tokens = mean(captures.patch_features, labels, count)
     return Compressed(features=list(tokens), kept=[none] * captures.images, source=list(labels))
+
+
+def nearest(
+    features: Float[Tensor, "image patch dim"], kept: Int[Tensor, "image count"]
+) -> tuple[Int[Tensor, "image patch"], Float[Tensor, "image count dim"]]:
+    """Every patch joins the kept one it is most like, by cosine of the features.
+
+    Returns the labels, those of the kept patches included, and the mean of each group. Source: VScan (TMLR 2026).
+    """
+    count = kept.shape[1]
+    labels = cosine(features, _at(features, kept)).argmax(-1)
+    labels = labels.scatter(1, kept, torch.arange(count, device=kept.device).expand_as(kept))
+    share = _members(labels, count).float()
+    share /= share.sum(-1, keepdim=True)
+    return labels, _product(share, features).to(features.dtype)
+
+
+def absorbed(
+    features: Float[Tensor, "image patch dim"],
+    keys: Float[Tensor, "image patch key"],
+    attention: Float[Tensor, "image patch"],
+    kept: list[Int[Tensor, "_"]],
+    *,
+    add: bool,
+    neighbours: int = 32,
+) -> Compressed:
+    """Each kept patch takes in the patches it is most like, by cosine of the keys; one more token takes in the rest.
+
+    A token is the mean of the kept patch, with weight 1, and its neighbours, kept ones or not, with their attention as
+    weights; the last token that of the others under their attention. With `add` it is the sum instead. A patch that
+    is kept twice is a neighbour of itself, and takes from the rest the lowest-numbered patch, as in the authors' code.
+    Where no patch is left there is no last token. Source: LLaVA-PruMerge (ICCV 2025).
+    """
+    tokens, source = [], []
+    others = [rest.nonzero()[:, 0] for rest in remaining(kept, features.shape[1])]
+    for i, stay in enumerate(kept):
+        rest = others[i][len(stay) - len(stay.unique()) :]
+        members = torch.cat([stay, rest]).sort().values
+        likeness = cosine(keys[i : i + 1, stay], keys[i : i + 1, members])[0]
+        likeness.scatter_(1, torch.searchsorted(members, stay)[:, None], -torch.inf)  # not itself
+        near = likeness.argsort(-1, descending=True, stable=True)[:, : min(neighbours, len(members) - 1)]
+        weights = attention.new_zeros(len(stay) + 1, features.shape[1])
+        weights[:-1].scatter_add_(1, members[near], attention[i, members[near]])
+        weights[torch.arange(len(stay), device=stay.device), stay] += 1
+        weights[-1, rest] = attention[i, rest]
+        weights = weights if len(rest) else weights[:-1]
+        share = weights / weights.sum(-1, keepdim=True)
+        held = share.max(0)
+        source.append(torch.where(held.values > 0, held.indices, -1))
+        tokens.append(((weights if add else share) @ features[i].float()).to(features.dtype))
+    return Compressed(features=tokens, kept=[stay.sort().values for stay in kept], source=source)
 
 
 def append(
