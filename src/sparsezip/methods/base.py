@@ -148,6 +148,7 @@ class LayerMethod(Method):
     """
 
     looks_ahead: ClassVar[bool] = False  # True: the view's q and k are those of the layer to come
+    adapts: ClassVar[bool] = False  # True: an image's view at stage 0 settles how its budget is spent
 
     # -- what a method inside the LLM offers ---------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class LayerMethod(Method):
         raise NotImplementedError
 
     def settled(self, view: LayerView) -> "LayerMethod":
-        """The method that an image gets whose first view (stage 0, ONE row) is this: plan and drops are asked of it."""
+        """The method whose plan an image gets instead, its view at stage 0 (ONE row) being this; the budget stays."""
         return self
 
     @property
