@@ -13,7 +13,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel, MistralConfig, M
 from sparsezip.errors import UnsupportedModelError
 from sparsezip.methods.base import LayerMethod
 from sparsezip.plumbing.drop import Drop
-from sparsezip.tensors import Kept
+from sparsezip.tensors import Decoder, Kept
 
 LAYERS, WIDTH, HEADS = 5, 48, 4
 BEFORE, AFTER = 3, 4  # text tokens around the image
@@ -117,15 +117,15 @@ def batch(rows, right=False):
 class Run:
     """One prefill under a Drop, and what is decoded behind it."""
 
-    def __init__(self, llm, method, rows, counts, plans=None, right=False, repeat=1, cache=None):
+    def __init__(self, llm, method, rows, counts, right=False, repeat=1):
         self.images = []
         self.drop = Drop(llm, method, self.images.extend, nullcontext)
         try:
             embeds, visual, mask = batch(rows, right)
             mask_ = None if mask.all() else mask
             if counts is not None:  # None: an announced prompt would be dropped from, this one is not
-                self.drop.expect(visual, mask_, counts, plans or [None] * sum(map(len, counts)))
-            self.cache = DynamicCache() if cache is None else cache
+                self.drop.expect(visual, mask_, counts, lambda text: Decoder(layers=LAYERS, text=text))
+            self.cache = DynamicCache()
             position_ids = (mask.cumsum(1) - 1).clamp(min=0)
             self.mask = None if mask_ is None else mask.repeat_interleave(repeat, 0)
             self.next = position_ids.max(1, keepdim=True).values.repeat_interleave(repeat, 0) + 1
@@ -217,6 +217,9 @@ class Watched:
 
     def __getattr__(self, name):
         return getattr(self.method, name)
+
+    def settled(self, view):
+        return self
 
     def keep(self, view):
         kept = self.method.keep(view)
@@ -375,9 +378,8 @@ def test_copies_of_a_row_are_alike(llm, settings):
 @pytest.mark.parametrize("right", [False, True], ids=["left", "right"])
 def test_where_nothing_is_dropped_every_bit_is_the_same(attention, right):
     llm = make_llm(attention)
-    plans = [[count, count] for counts in COUNTS for count in counts]
     plain = Run(llm, Halves(), ROWS, None, right=right)
-    run = Run(llm, Halves(merges=True, recounts=True), ROWS, COUNTS, plans=plans, right=right)
+    run = Run(llm, Halves(budget=16, merges=True, recounts=True), ROWS, COUNTS, right=right)
     assert torch.equal(run.hidden, plain.hidden)
     assert all(torch.equal(a, b) for a, b in zip(run.steps, plain.steps, strict=True))
     assert [image.entering for image in run.images] == [[n] * LAYERS for n in (16, 9, 6, 12, 1)]
@@ -391,8 +393,35 @@ def test_a_plan_is_handed_on(llm):
             counts.append(view.count)
             return super().keep(view)
 
-    Run(llm, Shown(Halves()), [ROWS[0]], [[16]], plans=[[16, 5]])
+    class Planned(Halves):
+        def plan(self, visual, llm):
+            planned.append((visual, llm.layers, llm.text))
+            return [16, 5]
+
+    planned = []
+    Run(llm, Shown(Planned()), [ROWS[0]], [[16]])
     assert counts == [5]  # the first drop leaves everything, so nothing is asked
+    assert planned == [(16, LAYERS, BEFORE + AFTER)]
+
+
+def test_the_first_view_may_decide_about_the_rest(llm):
+    class Settles(Halves):
+        def plan(self, visual, llm):
+            return [16, 9]
+
+        def settled(self, view):
+            assert view.stage == 0
+            return Settled()
+
+    class Settled(Halves):
+        def plan(self, visual, llm):
+            return [7, 3]
+
+        def drop(self, view):
+            return self.chosen(view, torch.arange(view.count))
+
+    run = Run(llm, Settles(), [ROWS[0]], [[16]])
+    assert run.images[0].entering == [16, 7, 7, 3, 3]
 
 
 def test_the_llm_is_left_as_it_was(llm):
@@ -420,7 +449,7 @@ def test_a_failing_layer_is_not_listened_to_afterwards(llm):
     before = {name: part.config for name, part in llm.named_modules() if hasattr(part, "config")}
     hook = llm.layers[0].mlp.register_forward_pre_hook(fail)
     embeds, visual, _ = batch([ROWS[0]])
-    drop.expect(visual, None, [[16]], [None])
+    drop.expect(visual, None, [[16]], lambda text: Decoder(layers=LAYERS, text=text))
     with pytest.raises(KeyError, match="layer"):
         llm(inputs_embeds=embeds)
     hook.remove()
@@ -434,7 +463,7 @@ def test_another_prompt_is_left_alone(llm):
     plain = Run(llm, Halves(), [ROWS[0]], None)
     drop = Drop(llm, Halves(), [].extend, nullcontext)
     embeds, visual, _ = batch([ROWS[0]])
-    drop.expect(visual, None, [[16]], [None])
+    drop.expect(visual, None, [[16]], lambda text: Decoder(layers=LAYERS, text=text))
     drop.forget()
     with torch.no_grad():
         assert torch.equal(llm(inputs_embeds=embeds).last_hidden_state, plain.hidden)

@@ -12,7 +12,7 @@ would get alone. Where nothing is dropped the hooks change nothing. Source of th
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import ref
 
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import FailureError, UnsupportedCallError, UnsupportedModelError
-from ..tensors import Kept, LayerView
+from ..tensors import Decoder, Kept, LayerView
 from .generate import by_name
 from .tap import Listener
 
@@ -36,6 +36,8 @@ class Image:
 
     row: int
     visual: Int[Tensor, "_"]  # where they are in their row, padding not counted
+    method: Any
+    llm: Decoder
     plan: list[int] | None  # what each drop leaves; None: the method's settings say
     began: Int[Tensor, "_"]  # where they were in the prompt
     source: Int[Tensor, "_"]  # for every token that entered the LLM the place that holds it now, -1: dropped
@@ -43,14 +45,24 @@ class Image:
     entering: list[int] = field(default_factory=list)  # tokens that entered each layer
 
     @classmethod
-    def of(cls, row: int, visual: Int[Tensor, "_"], plan: list[int] | None) -> "Image":
+    def of(cls, row: int, visual: Int[Tensor, "_"], method: Any, llm: Decoder) -> "Image":
         """An image of which nothing is dropped yet."""
-        every = torch.arange(len(visual), device=visual.device)
-        return cls(row=row, visual=visual, plan=plan, began=visual, source=every, own=every)
+        every, plan = torch.arange(len(visual), device=visual.device), method.plan(len(visual), llm)
+        return cls(row=row, visual=visual, method=method, llm=llm, plan=plan, began=visual, source=every, own=every)
+
+    def settle(self, view: LayerView) -> None:
+        """Let the first view decide, where the method wants that."""
+        settled = self.method.settled(view)
+        if settled is not self.method:
+            self.method, self.plan = settled, settled.plan(len(self.visual), self.llm)
 
     def loses(self, stage: int) -> bool:
         """Whether drop number `stage` takes anything."""
         return self.plan is None or self.plan[stage] < len(self.visual)
+
+    def concerns(self, stage: int) -> bool:
+        """Whether the method has to see the image at drop number `stage`: the first view decides about all."""
+        return self.loses(stage if stage else -1)
 
     def advance(self, kept: Kept, start: int) -> None:
         """Follow a drop: what is left begins at `start` of the row."""
@@ -110,7 +122,7 @@ class _Prompt:
 class Drop:
     """Drops tokens in every prefill that was announced with `expect`, until `restore`.
 
-    `method` offers after(layers), keep(view), looks_ahead and compact, as methods.base.LayerMethod does. `finished` is
+    `method` offers what methods.base.LayerMethod does: after, plan, settled, keep, looks_ahead, compact. `finished` is
     called with the images when a prefill is through; `timed` makes a context manager to put around the method's work.
 
     Raises UnsupportedModelError for an LLM with sliding windows, whose layers keep caches of their own, or too shallow.
@@ -169,15 +181,19 @@ class Drop:
         visual: Bool[Tensor, "row token"],
         mask: Int[Tensor, "row token"] | Bool[Tensor, "row token"] | None,
         images: list[list[int]],
-        plans: list[list[int] | None],
+        size: Callable[[int], Decoder],
     ) -> None:
-        """Announce a prompt: its visual tokens, its padding, the tokens of each row's images and each image's plan."""
+        """Announce a prompt: its visual tokens, its padding, the tokens of each row's images, the LLM beside n others.
+
+        Raises BudgetError for a budget that cannot be met.
+        """
         self.forget()
         real = torch.ones_like(visual) if mask is None else mask.bool()
         made: list[Image] = []
         for row, counts in enumerate(images):
-            places = visual[row][real[row]].nonzero()[:, 0]
-            made += [Image.of(row, its, plans[len(made) + i]) for i, its in enumerate(places.split(counts))]
+            is_visual = visual[row][real[row]]
+            llm, places = size(int((~is_visual).sum())), is_visual.nonzero()[:, 0]
+            made += [Image.of(row, its, self.method, llm) for its in places.split(counts)]
         start = _Layout.of(real)
         self._expected = _Prompt(start=start, layout=start, images=made, width=real.shape[1])
 
@@ -221,7 +237,7 @@ class Drop:
                 prompt.cache = ref(cache)
             for image in prompt.images:
                 image.entering.append(len(image.visual))
-            if index in self.stages and self._loses(prompt) and not self.method.looks_ahead:
+            if index in self.stages and self._concerns(prompt) and not self.method.looks_ahead:
                 self._listen(index)
             if layout is None:
                 return None
@@ -239,13 +255,14 @@ class Drop:
                 return None
             self._stop_listening()
             hidden = output[0] if isinstance(output, tuple) else output
-            if self._loses(prompt):
+            if self._concerns(prompt):
                 call = by_name(layer.forward, args, kwargs)
                 if self.method.looks_ahead:
                     self._peek(index + 1, call | {"hidden_states": hidden})
                 with torch.no_grad(), self.timed():
                     kept = self._kept(prompt, index, hidden.detach(), call)
-                hidden = self._shorten(prompt, hidden, kept)
+                if any(drop is not None for drop in kept):
+                    hidden = self._shorten(prompt, hidden, kept)
             prompt.stage += 1
             if prompt.layout is not prompt.start:
                 prompt.behind[prompt.stage] = prompt.layout
@@ -298,8 +315,8 @@ class Drop:
 
     # -- dropping ------------------------------------------------------------------------------------------------
 
-    def _loses(self, prompt: _Prompt) -> bool:
-        return any(image.loses(prompt.stage) for image in prompt.images)
+    def _concerns(self, prompt: _Prompt) -> bool:
+        return any(image.concerns(prompt.stage) for image in prompt.images)
 
     def _kept(self, prompt: _Prompt, index: int, hidden: Tensor, call: dict[str, Any]) -> list[Kept | None]:
         """What goes on of each image; None: everything."""
@@ -310,7 +327,7 @@ class Drop:
         began = prompt.start.real & (prompt.start.column < prompt.width)
         tables = (call["position_ids"], *call["position_embeddings"])
         for image in prompt.images:
-            if not image.loses(prompt.stage):
+            if not image.concerns(prompt.stage):
                 kept.append(None)
                 continue
             row, columns = image.row * prompt.repeat, of_prompt[image.row].nonzero()[:, 0]
@@ -325,12 +342,14 @@ class Drop:
                 text=[_text(prompt.images, image.row, len(columns))],
                 stage=prompt.stage,
                 depth=index,
-                count=None if image.plan is None else image.plan[prompt.stage],
                 began=[image.began],
                 rope=(cos, sin),
                 norm=self.llm.norm,
             )
-            kept.append(self.method.keep(view))
+            if not prompt.stage:
+                image.settle(view)
+            count = None if image.plan is None else image.plan[prompt.stage]
+            kept.append(image.method.keep(replace(view, count=count)) if image.loses(prompt.stage) else None)
         return kept
 
     def _shorten(self, prompt: _Prompt, hidden: Tensor, kept: list[Kept | None]) -> Tensor:
