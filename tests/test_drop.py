@@ -218,9 +218,6 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.method, name)
 
-    def settled(self, view):
-        return self
-
     def keep(self, view):
         kept = self.method.keep(view)
         self.choices.append(kept.indices[0])
@@ -406,6 +403,8 @@ def test_a_plan_is_handed_on(llm):
 
 def test_the_first_view_may_decide_about_the_rest(llm):
     class Settles(Halves):
+        adapts: ClassVar[bool] = True
+
         def plan(self, visual, llm):
             return [16, 9]
 

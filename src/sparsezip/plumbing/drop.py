@@ -51,18 +51,17 @@ class Image:
         return cls(row=row, visual=visual, method=method, llm=llm, plan=plan, began=visual, source=every, own=every)
 
     def settle(self, view: LayerView) -> None:
-        """Let the first view decide, where the method wants that."""
-        settled = self.method.settled(view)
-        if settled is not self.method:
-            self.method, self.plan = settled, settled.plan(len(self.visual), self.llm)
+        """Let the first view decide how the budget is spent."""
+        self.method = self.method.settled(view)
+        self.plan = self.method.plan(len(self.visual), self.llm)
 
     def loses(self, stage: int) -> bool:
         """Whether drop number `stage` takes anything."""
         return self.plan is None or self.plan[stage] < len(self.visual)
 
     def concerns(self, stage: int) -> bool:
-        """Whether the method has to see the image at drop number `stage`: the first view decides about all."""
-        return self.loses(stage if stage else -1)
+        """Whether the method has to see the image at drop number `stage`."""
+        return self.loses(stage) or (self.method.adapts and stage == 0 and self.loses(-1))
 
     def advance(self, kept: Kept, start: int) -> None:
         """Follow a drop: what is left begins at `start` of the row."""
@@ -122,7 +121,7 @@ class _Prompt:
 class Drop:
     """Drops tokens in every prefill that was announced with `expect`, until `restore`.
 
-    `method` offers what methods.base.LayerMethod does: after, plan, settled, keep, looks_ahead, compact. `finished` is
+    `method` offers what methods.base.LayerMethod does: after, plan, keep, settled, adapts, looks_ahead, compact. `finished` is
     called with the images when a prefill is through; `timed` makes a context manager to put around the method's work.
 
     Raises UnsupportedModelError for an LLM with sliding windows, whose layers keep caches of their own, or too shallow.
@@ -346,7 +345,7 @@ class Drop:
                 rope=(cos, sin),
                 norm=self.llm.norm,
             )
-            if not prompt.stage:
+            if self.method.adapts and prompt.stage == 0:
                 image.settle(view)
             count = None if image.plan is None else image.plan[prompt.stage]
             kept.append(image.method.keep(replace(view, count=count)) if image.loses(prompt.stage) else None)
