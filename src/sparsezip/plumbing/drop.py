@@ -343,7 +343,7 @@ class Drop:
                 depth=index,
                 began=[image.began],
                 rope=(cos, sin),
-                norm=self.llm.norm,
+                norm=self.llm.norm.forward,  # as a call it would be taken for the end of the pass
             )
             if self.method.adapts and prompt.stage == 0:
                 image.settle(view)
