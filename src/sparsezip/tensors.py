@@ -181,7 +181,7 @@ class LayerView:
     depth: int
     count: int | None = None  # tokens to leave, merged ones included; None: the method's own settings say
     began: list[Int[Tensor, "_"]] | None = None  # positions in `embeds` of the image's tokens; None: one block of them
-    rope: tuple[Float[Tensor, "row token head_dim"], Float[Tensor, "row token head_dim"]] | None = None  # cos, sin
+    rope: tuple[Float[Tensor, "row token turned"], Float[Tensor, "row token turned"]] | None = None  # cos, sin
     norm: Callable[[Tensor], Tensor] | None = None  # the LLM's final norm; None: `hidden` is normalised already
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import FailureError
 from ..tensors import LayerView
 
-Rope = tuple[Float[Tensor, "row token head_dim"], Float[Tensor, "row token head_dim"]]  # cos, sin
+Rope = tuple[Float[Tensor, "row token turned"], Float[Tensor, "row token turned"]]  # cos, sin of the turned dimensions
 
 
 def rows(
