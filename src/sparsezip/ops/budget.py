@@ -39,6 +39,29 @@ def dynamic_k(scores: Float[Tensor, "image patch"], c: float, eps: float, k_min:
     return [int(k) for k in (torch.log(variance + eps) + c).round().clamp(k_min, k_max).tolist()]
 
 
+def outliers(values: Float[Tensor, "image patch"]) -> list[int]:
+    """How many patches of each image stand out: above the third quartile by more than 1.5 interquartile ranges.
+
+    Source: LLaVA-PruMerge (ICCV 2025); Tukey's fences.
+    """
+    wide = values.double()
+    low, high = wide.quantile(torch.tensor([0.25, 0.75], dtype=wide.dtype, device=wide.device), dim=-1)
+    counts: list[int] = (wide > (high + 1.5 * (high - low))[:, None]).sum(-1).tolist()
+    return counts
+
+
+def apportion(total: int, shares: list[float], most: int) -> list[int]:
+    """`total` tokens dealt out in proportion to `shares`, at most `most` each; the lower index wins among equals.
+
+    One at a time, to whoever is furthest below its share (Sainte-Laguë's rule).
+    """
+    counts = [0] * len(shares)
+    for _ in range(total):
+        room = [i for i, count in enumerate(counts) if count < most]
+        counts[max(room, key=lambda i: shares[i] / (counts[i] + 0.5))] += 1
+    return counts
+
+
 def per_layer(visual: int, stages: list[int], counts: list[int], layers: int) -> list[int]:
     """The visual tokens that enter each LLM layer when drops behind the layers `stages` leave `counts` of `visual`."""
     entering = [visual] * layers

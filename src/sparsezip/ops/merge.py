@@ -173,13 +173,14 @@ def absorbed(
     Where no patch is left there is no last token. Source: LLaVA-PruMerge (ICCV 2025).
     """
     tokens, source = [], []
+    attention = attention.clamp(min=1e-12)  # it underflows where one patch has it all
     others = [rest.nonzero()[:, 0] for rest in remaining(kept, features.shape[1])]
     for i, stay in enumerate(kept):
-        rest = others[i][len(stay) - len(stay.unique()) :]
+        rest = others[i][len(stay) - len(set(stay.tolist())) :]
         members = torch.cat([stay, rest]).sort().values
         likeness = cosine(keys[i : i + 1, stay], keys[i : i + 1, members])[0]
         likeness.scatter_(1, torch.searchsorted(members, stay)[:, None], -torch.inf)  # not itself
-        near = likeness.argsort(-1, descending=True, stable=True)[:, : min(neighbours, len(members) - 1)]
+        near = likeness.argsort(dim=-1, descending=True, stable=True)[:, : min(neighbours, len(members) - 1)]
         weights = attention.new_zeros(len(stay) + 1, features.shape[1])
         weights[:-1].scatter_add_(1, members[near], attention[i, members[near]])
         weights[torch.arange(len(stay), device=stay.device), stay] += 1

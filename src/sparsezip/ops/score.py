@@ -51,6 +51,17 @@ def mutual(keys: Float[Tensor, "image patch key"], tau_sim: float) -> Float[Tens
     return 1 - torch.stack(spread) / math.log(keys.shape[1])
 
 
+def single_head(
+    query: Float[Tensor, "image dim"], keys: Float[Tensor, "image row dim"], patches: int
+) -> Float[Tensor, "image patch"]:
+    """Attention of one query to the patches with the heads side by side, not split: softmax(<query, key> / sqrt(dim)).
+
+    The softmax runs over all keys, the CLS row in front included. Source: LLaVA-PruMerge (ICCV 2025).
+    """
+    logits = pairs(query[:, None], keys)[:, 0] / math.sqrt(query.shape[-1])
+    return torch.softmax(logits, -1)[:, -patches:]
+
+
 def relevance(
     features: Float[Tensor, "image patch dim"], query: Float[Tensor, "image dim"]
 ) -> Float[Tensor, "image patch"]:
@@ -59,9 +70,9 @@ def relevance(
 
 
 def question_relevance(
-    captures: Captures, questions: list[Question | None], *, clip_only: bool = False
+    captures: Captures, questions: list[Question | None], *, clip_only: bool = False, cosines: bool = True
 ) -> Float[Tensor, "image patch"]:
-    """How much each patch has to do with the question: mean cosine over the question's vectors.
+    """How much each patch has to do with the question: mean cosine (or inner product) over the question's vectors.
 
     In CLIP space where both sides are there, and NEGATIVE: CLIP's patches turn away from the words that name them. In
     LLM space otherwise (not with `clip_only`): projected patches and words. 0 for an image without a question.
@@ -75,17 +86,20 @@ def question_relevance(
         if question is None:
             rows.append(silent)
         elif clip is not None and captures.image_embeds is not None:
-            rows.append(-_mean_cosine(captures.image_embeds[i], clip))
+            rows.append(-_likeness(captures.image_embeds[i], clip, cosines))
         elif words is not None and not clip_only:
-            rows.append(_mean_cosine(captures.signal("projected")[i], words))
+            rows.append(_likeness(captures.signal("projected")[i], words, cosines))
         else:
             space = "CLIP's space" if clip_only else "the LLM's space or CLIP's"
             raise SettingError(f"The question of image {i} of the batch has no vectors in {space} to compare with.")
     return torch.stack(rows)
 
 
-def _mean_cosine(patches: Float[Tensor, "patch width"], text: Float[Tensor, "word width"]) -> Float[Tensor, "patch"]:
-    return cosine(text[None], patches[None])[0].sum(0) / max(len(text), 1)
+def _likeness(
+    patches: Float[Tensor, "patch width"], text: Float[Tensor, "word width"], cosines: bool
+) -> Float[Tensor, "patch"]:
+    compare = cosine if cosines else pairs
+    return compare(text[None], patches[None])[0].sum(0) / max(len(text), 1)
 
 
 def hybrid(
@@ -136,7 +150,21 @@ def cosine(
     left: Float[Tensor, "image left key"], right: Float[Tensor, "image right key"]
 ) -> Float[Tensor, "image left right"]:
     """Cosine similarity of every left with every right vector, in float32; 0 for a zero vector."""
-    return pairs(unit(left), unit(right))
+    return torch.stack([unit(rows) @ unit(columns).mT for rows, columns in zip(left, right, strict=True)])
+
+
+def likeness(vectors: Float[Tensor, "image patch key"]) -> Float[Tensor, "image patch patch"]:
+    """Cosine similarity of every two patches of an image, in float32; 0 for a zero vector."""
+    matrices = []
+    patches, step = vectors.shape[1], -(-vectors.shape[1] // 4)
+    for image in vectors:
+        directions = unit(image)
+        lower = directions.new_zeros(patches, patches)
+        for start in range(0, patches, step):  # what lies above these blocks, 3/8 of the products, is mirrored
+            stop = start + step
+            lower[start:stop, :stop] = directions[start:stop] @ directions[:stop].mT
+        matrices.append(lower.tril() + lower.tril(-1).mT)
+    return torch.stack(matrices)
 
 
 def unit(vectors: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
