@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ops.score import RESOLUTION, cosine, question_relevance
+from ..ops.score import RESOLUTION, likeness, question_relevance
 from ..ops.select import determinantal
 from ..tensors import Captures, Compressed
 from .base import Method, Questions
@@ -63,5 +63,4 @@ class CDPruner(Method):
 
     def kernel(self, captures: Captures, relevance: Float[Tensor, "image patch"]) -> Float[Tensor, "image patch patch"]:
         """Cosine of every two patches, times the relevance of both."""
-        projected = captures.signal("projected")
-        return cosine(projected, projected).mul_(relevance[:, :, None]).mul_(relevance[:, None])
+        return likeness(captures.signal("projected")).mul_(relevance[:, :, None]).mul_(relevance[:, None])

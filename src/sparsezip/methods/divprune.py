@@ -9,7 +9,7 @@ Differs: nothing; but a patch is never picked twice, where the authors' code rep
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ops.score import cosine
+from ..ops.score import likeness
 from ..ops.select import dispersed
 from ..tensors import Captures, Compressed
 from .base import Method, Questions
@@ -32,6 +32,5 @@ class DivPrune(Method):
 
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Max-min distance by cosine."""
-        projected = captures.signal("projected")
-        picks = dispersed(cosine(projected, projected), self.tokens(captures.patches))
+        picks = dispersed(likeness(captures.signal("projected")), self.tokens(captures.patches))
         return Compressed.selection(captures, list(picks.sort(-1).values))

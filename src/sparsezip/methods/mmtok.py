@@ -14,9 +14,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from ..ops.score import cosine
+from ..ops.score import cosine, likeness
 from ..ops.select import covering
-from ..tensors import Captures, Compressed
+from ..tensors import Captures, Compressed, Question
 from .base import Method, Questions
 
 Positive = Annotated[float, Field(gt=0)]
@@ -52,26 +52,21 @@ class MMTok(Method):
 
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Greedy coverage of words and patches; images whose questions are equally long go together."""
-        texts = [None if question is None else question.words for question in questions]
-        lengths = [0 if words is None else len(words) for words in texts]
+        shares = [self.shares(captures, image, question) for image, question in enumerate(questions)]
         kept: dict[int, Tensor] = {}
-        for length in set(lengths):
-            images = [image for image in range(captures.images) if lengths[image] == length]
-            shares = self._share_of_patches(captures.patch_features[images])
-            if length:
-                words = torch.stack([words for image in images if (words := texts[image]) is not None])
-                text = self._share_of_words(captures.signal("projected")[images], words)
-                shares = torch.cat([text, shares], -1)
+        for rows in {share.shape[1] for share in shares}:
+            images = [image for image, share in enumerate(shares) if share.shape[1] == rows]
             barred = None if captures.valid is None else ~captures.valid[images]
-            picks = covering(shares, self.tokens(captures.patches), barred=barred)
+            picks = covering(torch.stack([shares[i] for i in images]), self.tokens(captures.patches), barred=barred)
             kept.update(zip(images, picks.sort(-1).values, strict=True))
         return Compressed.selection(captures, [kept[image] for image in range(captures.images)])
 
-    def _share_of_words(
-        self, projected: Float[Tensor, "image patch width"], words: Float[Tensor, "image word width"]
-    ) -> Float[Tensor, "image patch word"]:
-        return torch.softmax(cosine(projected, words) / self.text_temperature, 1) / words.shape[1]
-
-    def _share_of_patches(self, features: Float[Tensor, "image patch dim"]) -> Float[Tensor, "image patch patch"]:
-        shares = torch.softmax(cosine(features, features) / self.image_temperature, 1)
-        return self.alpha * shares / features.shape[1]
+    def shares(self, captures: Captures, image: int, question: Question | None) -> Float[Tensor, "patch row"]:
+        """How well each patch of an image covers each word of its question, if there are any, and each patch."""
+        alike = likeness(captures.patch_features[image, None])[0] / self.image_temperature
+        covered = self.alpha * torch.softmax(alike, 0) / captures.patches
+        words = None if question is None else question.words
+        if words is None or not len(words):
+            return covered
+        meant = cosine(captures.signal("projected")[image, None], words[None])[0] / self.text_temperature
+        return torch.cat([torch.softmax(meant, 0) / len(words), covered], 1)

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from ..ops.score import cosine
+from ..ops.score import likeness
 from ..ops.select import covering
 from ..tensors import Captures, Compressed
 from .base import Method, Questions
@@ -37,6 +37,6 @@ class SCOPE(Method):
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Greedy coverage by cosine of the features, each gain times attention to the power of `alpha`."""
         attention = captures.signal("cls_attention").float().sum(1)
-        likeness = cosine(captures.patch_features, captures.patch_features)
-        picks = covering(likeness, self.tokens(captures.patches), weights=attention**self.alpha)
+        shares = likeness(captures.patch_features)
+        picks = covering(shares, self.tokens(captures.patches), weights=attention**self.alpha)
         return Compressed.selection(captures, list(picks.sort(-1).values))
