@@ -57,7 +57,7 @@ def test_taps_the_layer_the_projector_reads(pixels):
 @torch.no_grad()
 def test_the_tower_does_not_notice(adapter, pixels):
     plain = adapter.tower(pixels, output_hidden_states=True)
-    with Tap(adapter.layer, adapter.attention, has_cls=True, wanted=ALL) as tap:
+    with Tap(adapter.layer, {n: adapter.heard_from(0.0)[n] for n in ALL}, has_cls=True) as tap:
         tapped = adapter.tower(pixels)
     assert torch.equal(tapped.last_hidden_state, plain.last_hidden_state)
     assert torch.equal(tap.features, plain.hidden_states[-2])
@@ -67,7 +67,7 @@ def test_the_tower_does_not_notice(adapter, pixels):
 def test_attention_received_is_averaged_over_all_queries(adapter, pixels):
     """What towers without CLS deliver; 65 queries are more than one chunk."""
     attention, _, _ = eager(adapter, pixels)
-    with Tap(adapter.layer, adapter.attention, has_cls=False, wanted=ALL) as tap:
+    with Tap(adapter.layer, {n: adapter.heard_from(0.0)[n] for n in ALL}, has_cls=False) as tap:
         adapter.tower(pixels)
     torch.testing.assert_close(tap.heard["cls_attention"], attention.mean(2), atol=1e-6, rtol=0)
 
@@ -75,7 +75,10 @@ def test_attention_received_is_averaged_over_all_queries(adapter, pixels):
 @torch.no_grad()
 @pytest.mark.parametrize("has_cls", [True, False])
 def test_makes_no_attention_matrix(adapter, pixels, has_cls):
-    with NoAttentionMatrix(rows=65), Tap(adapter.layer, adapter.attention, has_cls=has_cls, wanted=ALL) as tap:
+    with (
+        NoAttentionMatrix(rows=65),
+        Tap(adapter.layer, {n: adapter.heard_from(0.0)[n] for n in ALL}, has_cls=has_cls) as tap,
+    ):
         adapter.tower(pixels)
     assert tap.heard.keys() == ALL
 
@@ -122,8 +125,8 @@ def test_leaves_the_layer_as_it_was_after_an_error(adapter, pixels, error):
     def fail(*_):
         raise error
 
-    hook = adapter.attention.out_proj.register_forward_hook(fail)
-    with pytest.raises(error), Tap(adapter.layer, adapter.attention, has_cls=True, wanted=ALL):
+    hook = adapter.attention(adapter.layer).out_proj.register_forward_hook(fail)
+    with pytest.raises(error), Tap(adapter.layer, {n: adapter.heard_from(0.0)[n] for n in ALL}, has_cls=True):
         adapter.tower(pixels)
     hook.remove()
     assert fingerprint(adapter.model) == before

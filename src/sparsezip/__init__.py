@@ -42,6 +42,7 @@ _NAMES = {
     "compress_images": "pipeline",
     "detach": "pipeline",
     "load": "pipeline",
+    "load_clip": "models.load",
     "load_tower": "models.load",
     "method": "methods",
 }

@@ -13,16 +13,18 @@ method run without gradients, the projector under the caller's gradient mode. On
 import inspect
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from transformers import StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -32,6 +34,7 @@ from .images import open_image
 from .methods.base import Method
 from .models import load as checkpoints
 from .models.base import Adapter
+from .models.clip import ClipText
 from .models.load import Checkpoint, adapter_for
 from .plumbing.generate import Call, Interception, refuse_unsupported
 from .plumbing.placeholders import PER_TOKEN, images_per_row, shortening
@@ -47,7 +50,10 @@ Asked = str | Question | Sequence[str | Question | None] | None  # one for all i
 
 @dataclass(frozen=True, eq=False)
 class ImageTrace:
-    """What became of the patches of one image."""
+    """What became of the patches of one image, in the grid that the tower makes of it.
+
+    Of an image that a method scaled down no patch is kept; each is held by the token of the larger one at its centre.
+    """
 
     kept: Tensor  # [kept] patch indices of the dominant tokens, raster order, CLS not counted
     tokens: int  # visual tokens that reach the LLM
@@ -66,10 +72,10 @@ class Trace:
     """What happened in the last call under compression."""
 
     images: list[ImageTrace] = field(default_factory=list)  # in reading order, over all rows of the batch
-    tokens_per_layer: list[float] = field(
-        default_factory=list
-    )  # visual tokens entering each LLM layer, mean over images
-    stages: dict[str, float] = field(default_factory=dict)  # ms of the whole batch: tower, question, compress, project
+    # visual tokens entering each LLM layer, mean over images
+    tokens_per_layer: list[float] = field(default_factory=list)
+    # ms of the whole batch: tower, question, compress, project; clip, where patches are taken into CLIP's space
+    stages: dict[str, float] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Forget the call before."""
@@ -81,7 +87,12 @@ class Trace:
 
 @contextmanager
 def compress(
-    model: nn.Module, method: Method | str, *, processor: Any = None, question: Asked = None
+    model: nn.Module,
+    method: Method | str,
+    *,
+    processor: Any = None,
+    question: Asked = None,
+    clip: ClipText | None = None,
 ) -> Iterator[Trace]:
     """Inside the block every call of `model` with images sends fewer visual tokens; the trace tells about the last one.
 
@@ -92,33 +103,44 @@ def compress(
 
     A method that reads the question gets the question's own words, found in each prompt with the `processor`; without
     one, all text behind the last image. `question` overrides both: text (needs the processor) or a Question (of `words`
-    alone its `tower` is made as well), one for all images or one per image.
+    alone its `tower` is made as well), one for all images or one per image. A method that compares patches with text in
+    CLIP's space gets both from `clip`, the CLIP that the model's tower was taken from (`load_clip` opens it).
 
     On exit, also through an exception, the model is exactly as before. Raises UnsupportedModelError for a model or
     method that does not fit, AlreadyCompressedError for a model under compression, and, from the calls,
     UnsupportedCallError for arguments that do not go with fewer tokens.
     """
-    interception, trace = _intercept(model, method, processor, question)
+    interception, trace = _intercept(model, method, processor, question, clip)
     try:
         yield trace
     finally:
         interception.restore()
 
 
-def attach(model: nn.Module, method: Method | str, *, processor: Any = None, question: Asked = None) -> Trace:
+def attach(
+    model: nn.Module,
+    method: Method | str,
+    *,
+    processor: Any = None,
+    question: Asked = None,
+    clip: ClipText | None = None,
+) -> Trace:
     """Compress every call of `model` until `detach`; arguments, trace and errors as for `compress`."""
-    return _intercept(model, method, processor, question)[1]
+    return _intercept(model, method, processor, question, clip)[1]
 
 
-def _intercept(model: nn.Module, method: Method | str, processor: Any, question: Asked) -> tuple[Interception, Trace]:
+def _intercept(
+    model: nn.Module, method: Method | str, processor: Any, question: Asked, clip: ClipText | None
+) -> tuple[Interception, Trace]:
     model = _inner(model)
     if Interception.of(model) is not None:
         raise AlreadyCompressedError(
             "This model is under compression already. Leave the block it was compressed in, or detach() it, first."
         )
     adapter, method = adapter_for(model), _method(method)
+    adapter.lend(clip)
     _check_offers(adapter, method, method.needs)
-    splice = Splice(adapter, method, Reader(adapter, processor, question))
+    splice = Splice(adapter, method, Reader(adapter, _wanted(adapter, method), processor, question))
     return Interception(model, splice), splice.trace
 
 
@@ -138,12 +160,23 @@ def _inner(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)  # torch.compile's wrapper forwards generate to the module within
 
 
+def _wanted(adapter: Adapter, method: Method) -> frozenset[str]:
+    """What is read of the tower and the question: all that the method needs, and what else it uses where offered."""
+    outer = method.parts[0]
+    return outer.needs | (outer.uses & adapter.offers)
+
+
 def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> None:
     lacking = needs - adapter.offers
     if lacking:
+        hint = ""
+        if "image_embeds" in lacking:
+            hint = (
+                ' It comes with clip=, the CLIP of the tower: sparsezip.load_clip("openai/clip-vit-large-patch14-336").'
+            )
         works = [name for name in methods.registry.names() if methods.method(name).needs <= adapter.offers]
         raise UnsupportedModelError(
-            f"{method.name} needs {', '.join(sorted(lacking))}, which {adapter.name} models do not offer. "
+            f"{method.name} needs {', '.join(sorted(lacking))}, which {adapter.name} models do not offer.{hint} "
             f"Methods that work here: {', '.join(works)}."
         )
 
@@ -170,28 +203,19 @@ class Splice:
 
         self.method.check(rows * cols)
 
-        with torch.no_grad():
-            with _timed(trace, "tower"):
-                captures = capture(adapter, pixel_values, self.method.needs)
-            question = None
-            if "question" in self.method.needs:
-                with _timed(trace, "question"):
-                    question = self.reader(ids, mask, per_row)
-            with _timed(trace, "compress"):
-                compressed = self.method.compress(captures, question)
-        _check_counts(self.method, compressed, captures.patches)
+        read = partial(self.reader, ids, mask, per_row)
+        compressed = reduce(adapter, self.method, pixel_values, read, trace)
         with _timed(trace, "project"):
             tokens = project(adapter, compressed.features)
 
         call = {name: value for name, value in call.items() if name != "pixel_values"}
         call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=cast(Any, tokens))}
-        shorter = shortening(ids, mask, adapter.placeholder, patches=captures.patches, tokens=compressed.tokens)
+        shorter = shortening(ids, mask, adapter.placeholder, patches=rows * cols, tokens=compressed.tokens)
         if shorter is not None:
             call |= {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
             call["input_ids"] = shorter(ids, self._padding())
             if mask is not None or not shorter.placed.all():
                 call["attention_mask"] = shorter(torch.ones_like(ids) if mask is None else mask, 0)
-        trace.images = _image_traces(captures, compressed)
         entering = int(call["input_ids"].eq(adapter.placeholder).sum()) / len(trace.images)
         trace.tokens_per_layer = [entering] * adapter.llm_layers
         return call
@@ -206,12 +230,81 @@ class Splice:
 # -- the stages ----------------------------------------------------------------------------------------------------
 
 
-def capture(adapter: Adapter, pixel_values: Tensor, needs: frozenset[str]) -> Captures:
-    """Run the tower once over [image, channel, height, width], listening to what `needs` names."""
-    with Tap(adapter.layer, adapter.attention, has_cls=adapter.has_cls, wanted=needs) as tap:
-        adapter.tower(pixel_values)
-    heard: dict[str, Any] = tap.heard
-    return Captures(features=tap.features, grid=adapter.grid(pixel_values), **heard)
+def reduce(
+    adapter: Adapter,
+    method: Method,
+    pixel_values: Float[Tensor, "image channel height width"],
+    read: Callable[[], list[Question | None]] | None,
+    trace: Trace,
+) -> Compressed:
+    """What the method in front of the LLM makes of [image, channel, height, width]; noted in the trace.
+
+    `read` gives the questions, if there are any, and is called if the method wants them.
+    """
+    outer, own, wanted = method.parts[0], adapter.grid(pixel_values), _wanted(adapter, method)
+    patches, grid, questions = own[0] * own[1], own, None
+    if not outer.sends_everything(patches):
+        grid = outer.resized(own)
+        if grid != own and outer.keep_ratio is not None:  # it is a share of all patches, not of those that are left
+            outer = replace(outer, budget=outer.asked(patches), keep_ratio=None)
+    with torch.no_grad():
+        captures = capture(adapter, pixel_values, wanted, low_layer=outer.low_layer, grid=grid, trace=trace)
+        if read is not None and "question" in wanted:
+            with _timed(trace, "question"):
+                questions = read()
+        with _timed(trace, "compress"):
+            compressed = outer.compress(captures, questions)
+    _check_counts(method, compressed, patches)
+    trace.images = _image_traces(own, captures, compressed)
+    return compressed
+
+
+def capture(
+    adapter: Adapter,
+    pixel_values: Float[Tensor, "image channel height width"],
+    wanted: frozenset[str],
+    *,
+    low_layer: float = 0.0,
+    grid: tuple[int, int] | None = None,
+    trace: Trace | None = None,
+) -> Captures:
+    """Run the tower once, listening to what `wanted` names.
+
+    `low_layer`: where low_attention is from, as a share of the tower's depth. `grid`: scale the images down so that
+    this is their grid.
+    """
+    trace = Trace() if trace is None else trace
+    own, heard_from = adapter.grid(pixel_values), adapter.heard_from(low_layer)
+    grid = own if grid is None else grid
+    with (
+        _timed(trace, "tower"),
+        Tap(
+            adapter.layer, {name: heard_from[name] for name in heard_from.keys() & wanted}, has_cls=adapter.has_cls
+        ) as tap,
+    ):
+        if grid == own:
+            adapter.tower(pixel_values)
+        else:
+            adapter.tower(scaled(pixel_values, own, grid), interpolate_pos_encoding=True)
+    captures = Captures(features=tap.features, grid=grid, **cast(Any, tap.heard))
+    if "projected" in wanted:
+        with _timed(trace, "project"):
+            captures = replace(captures, projected=adapter.project(captures.patch_features))
+    if "image_embeds" in wanted and adapter.clip is not None:
+        with _timed(trace, "clip"):
+            captures = replace(captures, image_embeds=adapter.clip.patches(captures.patch_features))
+    return captures
+
+
+def scaled(
+    pixel_values: Float[Tensor, "image channel height width"], grid: tuple[int, int], smaller: tuple[int, int]
+) -> Float[Tensor, "image channel lower narrower"]:
+    """Images of `grid` patches made so small that they have `smaller` patches, each of as many pixels as before."""
+    height, width = (
+        pixels // count * fewer for pixels, count, fewer in zip(pixel_values.shape[-2:], grid, smaller, strict=True)
+    )
+    small = interpolate(pixel_values.float(), (height, width), mode="bicubic", antialias=True)
+    return small.to(pixel_values.dtype)
 
 
 def project(adapter: Adapter, features: list[Tensor]) -> list[Tensor]:
@@ -231,23 +324,41 @@ def _check_counts(method: Method, compressed: Compressed, patches: int) -> None:
             )
 
 
-def _image_traces(captures: Captures, compressed: Compressed) -> list[ImageTrace]:
+def _image_traces(own: tuple[int, int], captures: Captures, compressed: Compressed) -> list[ImageTrace]:
+    kept, source = compressed.kept, compressed.source
+    if captures.grid != own:
+        covering = covered_by(own, captures.grid).to(captures.features.device)
+        kept, source = [indices[:0] for indices in kept], [places[covering] for places in source]
     return [
-        ImageTrace(kept=kept, tokens=tokens, source=source, patches=captures.patches, grid=captures.grid)
-        for kept, tokens, source in zip(compressed.kept, compressed.tokens, compressed.source, strict=True)
+        ImageTrace(kept=indices, tokens=tokens, source=places, patches=own[0] * own[1], grid=own)
+        for indices, tokens, places in zip(kept, compressed.tokens, source, strict=True)
     ]
+
+
+def covered_by(grid: tuple[int, int], other: tuple[int, int]) -> Int[Tensor, "patch"]:
+    """For each patch of `grid` the one of `other`, laid over the same image, that covers its centre."""
+    rows, cols = (
+        (2 * torch.arange(count) + 1) * across // (2 * count) for count, across in zip(grid, other, strict=True)
+    )
+    return (rows[:, None] * other[1] + cols).flatten()
 
 
 class Reader:
     """Makes the Question of every image of a call."""
 
-    def __init__(self, adapter: Adapter, processor: Any, question: Asked) -> None:
-        """`question`: given by the user for all images or per image; None: read from the prompts."""
+    def __init__(self, adapter: Adapter, wanted: frozenset[str], processor: Any, question: Asked) -> None:
+        """`question`: given by the user for all images or per image; None: read from the prompts.
+
+        With image_embeds among the `wanted` captures it is embedded by CLIP as well.
+        """
         self.adapter, self.processor, self.given = adapter, processor, question
+        self.clip = adapter.clip if "image_embeds" in wanted else None
         self.tokenizer = getattr(processor, "tokenizer", processor)
         texts = [question] if isinstance(question, str | Question) else question or []
         if processor is None and any(isinstance(text, str) for text in texts):
             raise UnsupportedCallError("A question given as text has to be tokenised. Give processor= as well.")
+        if processor is None and question is None and self.clip is not None and "question" in wanted:
+            raise UnsupportedCallError("CLIP reads the question as text. Give processor=, or a Question of your own.")
 
     def __call__(self, ids: Tensor, mask: Tensor | None, per_row: list[int]) -> list[Question | None]:
         """One question per image, of prompts [row, token] that hold `per_row` images each."""
@@ -274,10 +385,16 @@ class Reader:
             return replace(question, tower=self.adapter.carry_back(_some(question.words)))
         if not isinstance(question, str):
             return question
-        return self._of(torch.tensor(self.tokenizer(question, add_special_tokens=False)["input_ids"], dtype=torch.long))
+        ids = self.tokenizer(question, add_special_tokens=False)["input_ids"]
+        return self._of(torch.tensor(ids, dtype=torch.long), question)
 
-    def _of(self, words: Tensor) -> Question:
-        return self.adapter.question(_some(words))
+    def _of(self, words: Tensor, text: str | None = None) -> Question:
+        question = self.adapter.question(_some(words))
+        if self.clip is None:
+            return question
+        if text is None:
+            text = self.tokenizer.decode(words, clean_up_tokenization_spaces=False).strip()
+        return replace(question, clip=self.clip.text(text))
 
 
 def _some(words: Tensor) -> Tensor:
@@ -292,7 +409,7 @@ def _some(words: Tensor) -> Tensor:
 def _timed(trace: Trace, stage: str) -> Iterator[None]:
     start = _now()
     yield
-    trace.stages[stage] = _now() - start
+    trace.stages[stage] = trace.stages.get(stage, 0.0) + _now() - start
 
 
 def _now() -> float:
@@ -358,7 +475,7 @@ class VLM(Checkpoint):
         first = _FirstToken()
         settings = {"do_sample": False, "num_beams": 1, "pad_token_id": self._pad_token} | generation
         settings["stopping_criteria"] = [first, *(generation.get("stopping_criteria") or [])]
-        with compress(self.model, method, processor=self.processor) as trace:
+        with compress(self.model, method, processor=self.processor, clip=self.adapter.clip) as trace:
             sequences = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
         end = _now()
         texts = self.processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -418,27 +535,20 @@ def compress_images(
     """
     adapter, method, trace = checkpoint.adapter, _method(method), Trace()
     _check_offers(adapter, method, method.needs - {"question"})
+    wanted = _wanted(adapter, method)
+    if question is not None and "question" in wanted - adapter.offers:
+        raise UnsupportedCallError("This tower was opened without what a question needs. Open it with question=True.")
+    read = None
+    if question is not None:
+        texts = [question] * len(images) if isinstance(question, str) else question
+        read = partial(_asked, checkpoint, Reader(adapter, wanted, checkpoint.processor, None), texts)
     pixel_values = checkpoint.pixels([_opened(image) for image in images])
-    with torch.no_grad():
-        with _timed(trace, "tower"):
-            captures = capture(adapter, pixel_values, method.needs)
-        asked = None
-        if question is not None and "question" in method.needs:
-            if "question" not in adapter.offers:
-                raise UnsupportedCallError(
-                    "This tower was opened without what a question needs. Open it with question=True."
-                )
-            with _timed(trace, "question"):
-                asked = _asked(checkpoint, [question] * len(images) if isinstance(question, str) else question)
-        with _timed(trace, "compress"):
-            compressed = method.compress(captures, asked)
-    trace.images = _image_traces(captures, compressed)
+    reduce(adapter, method, pixel_values, read, trace)
     return trace
 
 
-def _asked(checkpoint: Checkpoint, questions: Sequence[str]) -> list[Question | None]:
+def _asked(checkpoint: Checkpoint, reader: Reader, questions: Sequence[str]) -> list[Question | None]:
     """The questions' own words as they stand in the prompts."""
-    reader = Reader(checkpoint.adapter, checkpoint.processor, None)
     prompts = [checkpoint.processor.tokenizer(checkpoint.prompt(question)) for question in questions]
     return [reader(torch.tensor([prompt["input_ids"]]), None, [1])[0] for prompt in prompts]
 

@@ -5,11 +5,14 @@ visual tokens, what the tower can deliver. All hook work is done by the plumbing
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..tensors import Question
+from ..errors import UnsupportedModelError
+from ..tensors import Decoder, Question
+from .clip import ClipText
 
 
 class Adapter(ABC):
@@ -24,6 +27,7 @@ class Adapter(ABC):
     tower_weights: ClassVar[tuple[str, ...]]  # parts of the names of the tower's weights in a checkpoint
     question_weights: ClassVar[tuple[str, ...]]  # and of what a question needs besides
     prompt: ClassVar[str]  # with "{question}", for a checkpoint whose processor has no chat template
+    clip: ClipText | None = None  # the user's own, see `lend`
 
     def __init__(self, model: Any) -> None:
         """`model`: the transformers model, or a part of it that holds tower, projector and embeddings."""
@@ -41,6 +45,11 @@ class Adapter(ABC):
 
     @property
     @abstractmethod
+    def decoder(self) -> Any:
+        """The language model's decoder, which has `layers`, `norm` and `rotary_emb`."""
+
+    @property
+    @abstractmethod
     def llm_layers(self) -> int:
         """Number of layers of the language model."""
 
@@ -51,13 +60,17 @@ class Adapter(ABC):
 
     @property
     @abstractmethod
-    def layer(self) -> nn.Module:
-        """The tower layer whose output the projector reads."""
+    def layers(self) -> Sequence[nn.Module]:
+        """The tower's layers in their order."""
 
     @property
     @abstractmethod
-    def attention(self) -> nn.Module:
-        """The attention module of that layer."""
+    def layer(self) -> nn.Module:
+        """The one whose output the projector reads."""
+
+    @abstractmethod
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The attention module of one of them."""
 
     @property
     @abstractmethod
@@ -79,6 +92,35 @@ class Adapter(ABC):
     @abstractmethod
     def carry_back(self, words: Tensor) -> Tensor:
         """The mean of words' embeddings [word, width] carried into tower space [dim], through the projector."""
+
+    def heard_from(self, low_layer: float) -> dict[str, nn.Module]:
+        """For each capture that is heard from an attention module: which one. `low_layer`: share of the depth."""
+        last, low = self.layers[-1], self.layers[min(round(low_layer * len(self.layers)), len(self.layers) - 1)]
+        layers = {"cls_attention": self.layer, "keys": self.layer, "last_query": last, "last_keys": last}
+        return {name: self.attention(layer) for name, layer in (layers | {"low_attention": low}).items()}
+
+    def lend(self, clip: ClipText | None) -> None:
+        """Let the adapter use the CLIP that the tower is from: patches and questions in CLIP's joint space.
+
+        Raises UnsupportedModelError for a CLIP whose tower has another width.
+        """
+        width = getattr(self.tower.config, "hidden_size", None)
+        if clip is not None and clip.width != width:
+            raise UnsupportedModelError(
+                f"The vision tower of this CLIP is {clip.width} wide, that of this model {width}. Give the CLIP that "
+                "the model's tower was taken from."
+            )
+        self.clip = clip
+        self.offers = self.offers - {"image_embeds"} | ({"image_embeds"} if clip else set())
+
+    def size(self, text: int) -> Decoder:
+        """The language model's size, for prompts with `text` tokens besides the image's. An MLP has three matrices."""
+        config = self.model.config.get_text_config()
+        width, heads = config.hidden_size, config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or width // heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        weights = width * (2 * heads * head_dim + 2 * key_heads * head_dim + 3 * config.intermediate_size)
+        return Decoder(layers=self.llm_layers, per_token=2 * weights, per_pair=4 * heads * head_dim, text=text)
 
     def question(self, words: Tensor) -> Question:
         """The question whose token ids are `words` [word]."""

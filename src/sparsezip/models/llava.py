@@ -17,7 +17,9 @@ class Llava(Adapter):
 
     name: ClassVar[str] = "llava"
     architectures: ClassVar[frozenset[str]] = frozenset({"LlavaForConditionalGeneration"})
-    offers: frozenset[str] = frozenset({"cls_attention", "keys", "question"})
+    offers: frozenset[str] = frozenset(
+        {"cls_attention", "keys", "projected", "last_query", "last_keys", "low_attention", "question"}
+    )
     tower_weights: ClassVar[tuple[str, ...]] = ("vision_tower.",)
     question_weights: ClassVar[tuple[str, ...]] = ("multi_modal_projector.", "embed_tokens.")
     prompt: ClassVar[str] = "USER: <image>\n{question} ASSISTANT:"
@@ -31,7 +33,7 @@ class Llava(Adapter):
             raise UnsupportedModelError(
                 f"This LLaVA has a {tower} as vision tower; so far LLaVA is supported with a CLIPVisionModel."
             )
-        layer, count = config.vision_feature_layer, len(self.tower.encoder.layers)
+        layer, count = config.vision_feature_layer, len(self.layers)
         # Hidden state 0 is the input of the first layer, so state j is the output of layer j - 1.
         if not isinstance(layer, int) or not -count <= layer <= count or layer == 0:
             raise UnsupportedModelError(
@@ -59,6 +61,11 @@ class Llava(Adapter):
         return self.model.config.image_token_id
 
     @property
+    def decoder(self) -> Any:
+        """Any decoder-only model of transformers, without its head."""
+        return self.model.base_model.language_model
+
+    @property
     def llm_layers(self) -> int:
         """As configured."""
         return self.model.config.text_config.num_hidden_layers
@@ -69,14 +76,18 @@ class Llava(Adapter):
         return self.model.base_model.vision_tower
 
     @property
-    def layer(self) -> Any:
-        """The layer before the last in every released checkpoint."""
-        return self.tower.encoder.layers[self._layer]
+    def layers(self) -> Any:
+        """24 of them in CLIP-L."""
+        return self.tower.encoder.layers
 
     @property
-    def attention(self) -> Any:
-        """Its self-attention."""
-        return self.layer.self_attn
+    def layer(self) -> Any:
+        """The layer before the last in every released checkpoint."""
+        return self.layers[self._layer]
+
+    def attention(self, layer: Any) -> Any:
+        """Self-attention."""
+        return layer.self_attn
 
     @property
     def has_cls(self) -> bool:

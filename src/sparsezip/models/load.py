@@ -19,7 +19,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+)
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
@@ -27,6 +35,7 @@ from ..errors import UnknownNameError, UnsupportedCallError, UnsupportedModelErr
 from ..registry import nearest
 from . import registry
 from .base import Adapter
+from .clip import ClipText
 
 TESTBED = Path(__file__).parents[1] / "testbed" / "checkpoint"
 
@@ -97,12 +106,14 @@ def load(
     dtype: str | torch.dtype | None = None,
     attn_implementation: str = "sdpa",
     trust_remote_code: bool = False,
+    clip: ClipText | str | Path | None = None,
     **options: Any,
 ) -> Checkpoint:
     """Open "testbed", a folder or a Hub id, with weights from safetensors files only.
 
     `device`: None takes CUDA if there is one. `dtype`: None keeps the checkpoint's. Other options (revision, token,
-    quantization_config, device_map, ...) go to transformers' from_pretrained.
+    quantization_config, device_map, ...) go to transformers' from_pretrained. `clip`: the CLIP that the vision tower
+    was taken from, or what `load_clip` is to open, for methods that compare patches with text in CLIP's space.
 
     Raises UnknownNameError when there is nothing of that name, UnsupportedModelError for a family that is not served
     and for checkpoints in the original LLaVA format (naming their twin in transformers' format), UnsupportedCallError
@@ -129,7 +140,9 @@ def load(
     if not options.keys() & {"device_map", "quantization_config"}:  # which have placed it already
         model.to(device or _default_device())
     processor = _processor(files, trust_remote_code=trust_remote_code)
-    return Checkpoint(str(name_or_path), files.folder, model.eval(), processor, adapter_for(model))
+    adapter = adapter_for(model)
+    adapter.lend(_clip(clip, model, options))
+    return Checkpoint(str(name_or_path), files.folder, model.eval(), processor, adapter)
 
 
 def load_tower(
@@ -138,12 +151,14 @@ def load_tower(
     question: bool = False,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    clip: ClipText | str | Path | None = None,
     **where: Any,
 ) -> Checkpoint:
     """Open the vision tower alone and, for a `question`, the projector and the word embeddings.
 
     Only these weights are read (of a sharded checkpoint, only the shards that hold them are fetched), and no layer of
-    the language model is made. For `compress_images`; such a checkpoint cannot generate. Raises as `load` does.
+    the language model is made. For `compress_images`; such a checkpoint cannot generate. `clip` and what is raised: as
+    for `load`.
     """
     files = _Files.of(name_or_path, where)
     family = _family(*files.config.get("architectures") or [])
@@ -165,7 +180,48 @@ def load_tower(
     adapter = family(model.to(device or _default_device()).eval())
     if not question:
         adapter.offers = family.offers - {"question"}
+    adapter.lend(_clip(clip, model, where))
     return Checkpoint(str(name_or_path), files.folder, model, _processor(files), adapter)
+
+
+def load_clip(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **where: Any,
+) -> ClipText:
+    """Open a CLIP by folder or Hub id, from safetensors files only, without the layers of its vision tower.
+
+    Raises UnknownNameError when there is nothing of that name, UnsupportedModelError for what is no CLIP or has no
+    safetensors file.
+    """
+    files = _Files.of(name_or_path, where)
+    if files.config.get("model_type") != "clip":
+        raise UnsupportedModelError(
+            f"{name_or_path} is no CLIP: its config.json says model_type={files.config.get('model_type')!r}. Give the "
+            "CLIP that the model's vision tower was taken from, such as openai/clip-vit-large-patch14-336."
+        )
+    config: Any = CLIPConfig.from_pretrained(files.source, **files.where)
+    config.vision_config.num_hidden_layers = 0
+    try:
+        with _no_load_report():
+            model: Any = CLIPModel.from_pretrained(
+                files.source, config=config, dtype=dtype or "auto", use_safetensors=True, **files.where
+            )
+    except OSError as error:
+        raise UnsupportedModelError(f"{name_or_path} cannot be opened: {str(error).splitlines()[0]}") from error
+    return ClipText(
+        model.to(device or _default_device()).eval(), AutoTokenizer.from_pretrained(files.source, **files.where)
+    )
+
+
+def _clip(clip: ClipText | str | Path | None, model: Any, options: dict[str, Any]) -> ClipText | None:
+    """The CLIP to lend to `model`; where its name is given, opened as the model was, but for the revision."""
+    if clip is None or isinstance(clip, ClipText):
+        return clip
+    same = {key: options[key] for key in _WHERE if key in options and key != "revision"}
+    return load_clip(clip, device=model.device, dtype=model.dtype, **same)
 
 
 @dataclass

@@ -1,14 +1,15 @@
-"""Listen to ONE attention layer of a vision tower while the whole tower runs on SDPA or FlashAttention.
+"""Listen to single attention layers of a vision tower while the whole tower runs on SDPA or FlashAttention.
 
-transformers looks its attention function up by name in `config._attn_implementation`, at every call. The tap gives one
-layer a copy of its config under another name; the function behind that name notes what is wanted of the queries and
+transformers looks its attention function up by name in `config._attn_implementation`, at every call. A listener gives
+one layer a copy of its config under another name; the function behind that name notes what is wanted of the queries and
 keys, then calls the function the layer would have used. No other layer, no class and no weight is touched, and no
 [head, row, row] attention matrix is ever made.
 """
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -87,30 +88,34 @@ AttentionInterface.register(_NAME, _attend)
 
 
 class Tap:
-    """While entered, notes what the `wanted` captures need of one tower layer; restores the layer on exit.
+    """While entered, notes what the wanted captures need of a tower pass; restores the tower on exit.
 
-    `features` is the layer's output. `heard` holds, under the names of Captures, "cls_attention": the CLS row per head,
-    or the mean attention received where the tower has no CLS; "keys": the layer's keys averaged over heads.
+    `features` is the output of `layer`. `heard` holds, under the names of Captures, what was wanted of the queries and
+    keys: "cls_attention" and "low_attention": the CLS row per head, or the mean attention received where the tower has
+    no CLS; "keys": averaged over heads; "last_query": of CLS, or the mean over all rows; "last_keys": of all heads.
     """
 
-    def __init__(self, layer: nn.Module, attention: Any, *, has_cls: bool, wanted: frozenset[str]) -> None:
-        """`attention` is the attention module inside `layer`."""
-        self.layer, self.has_cls, self.wanted = layer, has_cls, wanted
+    def __init__(self, layer: nn.Module, wanted: Mapping[str, nn.Module], *, has_cls: bool) -> None:
+        """`wanted`: for each capture the attention module that it is heard from; several may share one."""
+        self.layer, self.wanted, self.has_cls = layer, wanted, has_cls
         self.features: Any = None
         self.heard: dict[str, Tensor] = {}
-        self._listener = Listener(attention, self._listen) if wanted & {"cls_attention", "keys"} else None
+        self._listeners = [
+            Listener(attention, partial(self._listen, [name for name in wanted if wanted[name] is attention]))
+            for attention in dict.fromkeys(wanted.values())
+        ]
 
     def __enter__(self) -> "Tap":
         self._hook = self.layer.register_forward_hook(self._note_output)
-        if self._listener:
-            self._listener.start()
+        for listener in self._listeners:
+            listener.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._listener:
-            self._listener.stop()
+        for listener in self._listeners:
+            listener.stop()
         self._hook.remove()
 
     def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
@@ -118,11 +123,17 @@ class Tap:
 
     def _listen(
         self,
+        names: list[str],
         query: Float[Tensor, "image head row head_dim"],
         key: Float[Tensor, "image head row head_dim"],
         scale: float,
     ) -> None:
-        if "cls_attention" in self.wanted:
-            self.heard["cls_attention"] = (cls_row if self.has_cls else received)(query, key, scale)
-        if "keys" in self.wanted:
-            self.heard["keys"] = key.float().mean(1)
+        for name in names:
+            if name in ("cls_attention", "low_attention"):
+                self.heard[name] = (cls_row if self.has_cls else received)(query, key, scale)
+            elif name == "keys":
+                self.heard[name] = key.float().mean(1)
+            elif name == "last_query":
+                self.heard[name] = (query[:, :, 0] if self.has_cls else query.mean(2)).flatten(1)
+            elif name == "last_keys":
+                self.heard[name] = key.transpose(1, 2).flatten(2)
