@@ -247,13 +247,15 @@ def peaks(
             "The hidden states inside the LLM are not finite, so its visual tokens cannot be merged. If it runs in "
             "float16, use bfloat16 or float32."
         )
-    # Without noise a common factor changes nothing, and with this one no density is too small for float32.
-    density = torch.exp(spread.min() - spread) if noise is None else torch.exp(-spread) + noise
+    density = (
+        -spread if noise is None else torch.exp(-spread) + noise
+    )  # its log, where none can be too small for a float
     index = torch.arange(len(tokens), device=tokens.device)
     denser = (density > density[:, None]) | ((density == density[:, None]) & (index < index[:, None]))
     distance = squared.sqrt()
     apart = torch.where(denser, distance, distance.max()).amin(-1)
-    centres = (density * apart).argsort(descending=True, stable=True)[:count]
+    marked = density + apart.log() if noise is None else density * apart
+    centres = marked.argsort(descending=True, stable=True)[:count]
     labels = distance[:, centres].argmin(-1)
     labels[centres] = torch.arange(count, device=tokens.device)
     return labels, centres
