@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from sparsezip import methods
 from sparsezip.errors import FailureError, SettingError
+from sparsezip.ops import score
 from sparsezip.tensors import Captures
 
 FILES = sorted((Path(__file__).parent / "goldens").glob("preselect_*.safetensors"))
@@ -67,6 +68,8 @@ def prumerge(name, path, key, settings):
 def test_prumerge(path, name, form):
     settings = {} if form == "adaptive" else {"ratio": float(form.removeprefix("ratio"))}
     captures, expected = prumerge("prumerge", path, name, settings)
+    attention = score.single_head(captures.last_query, captures.last_keys, captures.patches)
+    torch.testing.assert_close(attention, expected["cls_attention"], rtol=1e-4, atol=0)
     budget = expected["indices"].shape[1] + 1
     same = methods.PruMerge(budget=budget, paper=True).compress(captures)
     for i, tokens in enumerate(expected["tokens"]):

@@ -136,3 +136,30 @@ def test_a_merged_token_is_the_weighted_mean_of_its_group():
         share = weights[i, members] / weights[i, members].sum()
         torch.testing.assert_close(merged[i, group], (share[:, None] * features[i, members]).sum(0))
     assert merge.weighted_mean(features.half(), labels, weights, 4).dtype == torch.float16
+
+
+def test_what_is_not_kept_joins_the_nearest():
+    features = torch.tensor([[[1.0, 0], [5, 1], [0, 2], [1, 9], [0, 4]]])
+    labels, tokens = merge.nearest(features, torch.tensor([[0, 2]]))
+    assert labels.tolist() == [[0, 0, 1, 1, 1]]
+    torch.testing.assert_close(tokens, torch.tensor([[[3, 0.5], [1 / 3, 5]]]))
+    twins = torch.ones(1, 3, 2)
+    assert merge.nearest(twins, torch.tensor([[1, 2]]))[0].tolist() == [[0, 0, 1]]  # a kept patch stays with itself
+
+
+def test_a_kept_patch_takes_in_its_neighbours_and_the_last_token_the_rest():
+    keys = torch.tensor([[[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]])
+    features = torch.tensor([[[1.0], [10], [100], [1000]]])
+    attention = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    kept = [torch.tensor([3, 0])]
+    sums = merge.absorbed(features, keys, attention, kept, add=True, neighbours=1)
+    torch.testing.assert_close(sums.features[0], torch.tensor([[1000 + 30.0], [1 + 2], [2 + 30]]))
+    means = merge.absorbed(features, keys, attention, kept, add=False, neighbours=1)
+    torch.testing.assert_close(means.features[0], torch.tensor([[1030 / 1.3], [3 / 1.2], [32 / 0.5]]))
+    assert sums.kept[0].tolist() == [0, 3]
+    assert sums.source[0].tolist() == means.source[0].tolist() == [1, 2, 2, 0]
+    everything = merge.absorbed(features, keys, attention, [torch.arange(4)], add=False)
+    assert everything.tokens == [4]
+    twice = merge.absorbed(features, keys, attention, [torch.tensor([3, 3])], add=True, neighbours=1)
+    torch.testing.assert_close(twice.features[0], torch.tensor([[1400.0], [1400], [2 + 30]]))
+    assert twice.source[0].tolist() == [-1, 2, 2, 0]

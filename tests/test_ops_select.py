@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -75,3 +76,46 @@ def test_spread_leaves_no_corner_out():
         assert away.max().sqrt() < 1.3 * spacing
     assert select.spread((24, 24), 64).view(8, 8).tolist()[:1] == [[25, 28, 31, 34, 37, 40, 43, 46]]
     assert select.spread((4, 4), 4).tolist() == [5, 7, 13, 15]
+
+
+def test_outliers_are_counted_as_numpy_counts_them():
+    torch.manual_seed(0)
+    values = torch.randn(6, 97).exp()
+    for count, row in zip(budget.outliers(values), values.numpy(), strict=True):
+        low, high = np.percentile(row, [25, 75])
+        assert count == (row > high + 1.5 * (high - low)).sum() > 0
+    assert budget.outliers(torch.full((2, 5), 0.3)) == [0, 0]
+
+
+def test_shares_are_dealt_out_to_the_last_token():
+    assert budget.apportion(10, [3, 1, 1], 10) == [6, 2, 2]
+    assert budget.apportion(10, [3, 1, 1], 4) == [4, 3, 3]
+    assert budget.apportion(2, [1, 1, 1], 5) == [1, 1, 0]
+    assert budget.apportion(4, [0, 1], 3) == [1, 3]
+    assert budget.apportion(0, [1], 3) == [0]
+
+
+def test_blocks_cut_a_grid_as_evenly_as_it_goes():
+    assert select.blocks((2, 4), (1, 2)).tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert select.blocks((3, 3), (3, 1)).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert select.blocks((13, 24), (2, 4)).bincount().tolist() == [42] * 4 + [36] * 4
+
+
+def test_every_block_gets_its_turn_before_any_gets_another():
+    scores, block = torch.tensor([[9.0, 8, 7, 1, 2, 2], [0.0, 0, 0, 0, 0, 0]]), torch.tensor([0, 0, 0, 0, 1, 1])
+    assert select.per_block(scores, block, 5).tolist() == [[0, 4, 1, 5, 2], [0, 4, 1, 5, 2]]
+
+
+@pytest.mark.parametrize(("length", "count"), [(40, 9), (41, 10), (17, 1), (2, 1), (5, 5), (3, 0), (1, 0)])
+def test_thinning_equals_the_steps_one_by_one(length, count):
+    torch.manual_seed(length)
+    likeness = torch.rand(3, 50, 50)
+    likeness = likeness + likeness.mT
+    order = torch.stack([torch.randperm(50)[:length] for _ in range(3)])
+    for matrix, row, thin in zip(likeness, order, select.thinned(likeness, order, count), strict=True):
+        left = row.tolist()
+        while count and len(left) > count:
+            one, two = left[::2], left[1::2]
+            one.sort(key=lambda a, two=two, matrix=matrix: -max(matrix[a, b] for b in two))
+            left = one[min(8, len(left) - count) :] + two
+        assert thin.tolist() == left[:count]

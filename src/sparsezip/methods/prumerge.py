@@ -2,7 +2,7 @@
 
 Paper: Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", ICCV 2025.
 Code: 42Shawn/LLaVA-PruMerge @ 097c041, llava/model/multimodal_encoder/clip_encoder.py.
-Parity: paper=True meets golden vectors of the authors' code: indices exactly, tokens to TODO.
+Parity: paper=True meets golden vectors of the authors' code: indices exactly, tokens to 1e-6.
 Differs: raster order, not by attention; tokens are means, not sums; one count per image, at least 1, not per batch.
 """
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from ..ops.score import cosine, salience
+from ..ops.score import likeness, salience
 from ..ops.select import ranked, thinned
 from ..tensors import Captures, Compressed
 from .base import Method, Questions
@@ -40,7 +40,7 @@ class VisPruner(Method):
         count = self.tokens(captures.patches)
         important = int(count * self.important_ratio)
         order = ranked(salience(captures.signal("cls_attention")))
-        likeness = cosine(captures.patch_features, captures.patch_features)
-        diverse = thinned(likeness, order[:, important:], count - important)
+        alike = likeness(captures.patch_features)
+        diverse = thinned(alike, order[:, important:], count - important)
         kept = torch.cat([order[:, :important], diverse], 1).sort(-1).values
         return Compressed.selection(captures, list(kept))

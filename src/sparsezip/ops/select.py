@@ -57,10 +57,10 @@ def thinned(
     Raises FailureError when a likeness is not finite. Source: VisPruner (ICCV 2025).
     """
     _finite(likeness)
-    image = torch.arange(len(order), device=order.device)[:, None, None]
     while count and order.shape[1] > count:
         first, second = order[:, ::2], order[:, 1::2]
-        most = likeness[image, first[:, :, None], second[:, None]].amax(-1)
+        halves = zip(likeness, first, second, strict=True)
+        most = torch.stack([of.index_select(0, left).index_select(1, right).amax(-1) for of, left, right in halves])
         gone = min(8, order.shape[1] - count, first.shape[1])
         stay = most.argsort(dim=-1, descending=True, stable=True)[:, gone:]
         order = torch.cat([first.gather(1, stay), second], 1)
@@ -120,23 +120,23 @@ def determinantal(kernel: Float[Tensor, "image patch patch"], count: int) -> Int
     _finite(kernel)
     images, patches, _ = kernel.shape
     picks = torch.empty(images, count, dtype=torch.int64, device=kernel.device)
-    basis = kernel.new_zeros(images, count, patches)
+    basis = kernel.new_zeros(images, count, patches, dtype=torch.float64)  # so that copies of a patch stay equals
     image, steps = torch.arange(images, device=kernel.device), torch.arange(count, device=kernel.device)
     taken = torch.zeros(images, patches, dtype=torch.bool, device=kernel.device)
     began = torch.zeros_like(image)
-    whole = kernel.diagonal(dim1=1, dim2=2)
+    whole = kernel.diagonal(dim1=1, dim2=2).double()
     gain = whole
     for step in range(count):
         gain = torch.where(gain > 10 * RESOLUTION * whole, gain, 0).masked_fill(taken, -torch.inf)
         spent = gain.amax(-1) <= 0
         began = torch.where(spent, step, began)
         gain = torch.where(spent[:, None], whole.masked_fill(taken, -torch.inf), gain)
-        picks[:, step] = pick = gain.argmax(-1)
+        picks[:, step] = pick = gain.float().argmax(-1)
         taken[image, pick] = True
         along = basis[image, :step, pick] * (steps[:step] >= began[:, None])
         spanned = (along[..., None] * basis[:, :step]).sum(1)
         length = gain[image, pick].sqrt().clamp(min=torch.finfo(gain.dtype).tiny)  # 0 for a patch worth nothing
-        basis[:, step] = (kernel[image, pick] - spanned) / length[:, None]
+        basis[:, step] = (kernel[image, pick].double() - spanned) / length[:, None]
         gain = gain - basis[:, step].square()
     return picks
 
