@@ -166,8 +166,7 @@ def test_settings_that_say_how_many_tokens_replace_the_usual_budget(run, model, 
 )  # fmt: skip
 def test_the_usual_budget_is_for_who_does_not_say_how_many(given, budget):
     document, settings = cli._gather(None, {}, given.split(), ["sparsezip"])
-    (made,) = cli._methods(document, settings, 64)
-    assert made.budget == budget
+    assert cli._method(document, settings, 64).budget == budget
 
 
 def test_a_file_is_taken_at_its_word(run, model, image, tmp_path):
@@ -211,6 +210,44 @@ def test_eval_shows_and_keeps_what_it_measured(run, model, data, tmp_path, monke
     assert resolved["model"]["visionzip"]["budget"] == 6
     code, again, _ = run("eval", "--config", folder / "config.yaml")
     assert (code, again) == (0, out)
+
+
+def test_eval_runs_every_method_at_every_budget(run, model, data, tmp_path):
+    folder = tmp_path / "run"
+    wanted = ["eval", "--model", model, "--benchmark", "scenes", "--method", "keep_all,random,grid", "--budget", "6, 3",
+              "--data", data, "--limit", 4, "--out", folder]  # fmt: skip
+    code, out, _ = run(*wanted)
+    assert code == 0
+    record = json.loads((folder / "run.json").read_text())
+    assert {label: made["budget"] for label, made in record["config"]["methods"].items()} == {
+        "keep_all": None, "random(budget=6)": 6, "random(budget=3)": 3, "grid(budget=6)": 6, "grid(budget=3)": 3,
+    }  # fmt: skip
+    assert json.loads((folder / "results.json").read_text())["notes"] == []
+    assert run(*wanted)[:2] == (0, out)
+    assert run("eval", "--config", folder / "config.yaml")[:2] == (0, out)
+
+
+def test_what_says_how_many_tokens_may_be_a_ratio(run, model, image):
+    for command in (["ask", image, "Why?"], ["compress", image]):
+        code, out, _ = run(*command, "--model", model, "--method", "grid", "--keep-ratio", 0.25)
+        assert code == 0
+        assert "grid: 4 " in out
+
+
+def test_a_clip_model_is_opened_with_the_other(run, image, monkeypatch):
+    """`load` and `load_tower` are given what --clip names."""
+    given = []
+
+    def opened(name, **options):
+        given.append(options.get("clip"))
+        raise FailureError("enough")
+
+    monkeypatch.setattr(pipeline, "load", opened)
+    monkeypatch.setattr("sparsezip.models.load.load_tower", opened)
+    for clip in ([], ["--clip", "some/clip"], ["--set", "model.clip=other/clip"]):
+        for command in (["ask", image, "Why?"], ["compress", image]):
+            assert run(*command, *clip)[0] == 1
+    assert given == [None, None, "some/clip", "some/clip", "other/clip", "other/clip"]
 
 
 def test_eval_makes_the_testbeds_own_sets_where_no_data_are_given(run, model, tmp_path):
@@ -295,6 +332,11 @@ def test_images(run, image, no_model, command, damage, message):
         (["--set", "alphas={attn: 1"], "not valid YAML"),
         (["--budget", "0"], "--budget"),
         (["--budget", "many"], "--budget"),
+        (["--budget", "6", "--keep-ratio", "0.5"], "--keep-ratio: there is a budget as well (--budget)"),
+        (["--keep-ratio", "1.5"], "--keep-ratio: model.keep_ratio"),
+        (["--keep-ratio", "0.5", "--method", "keep_all"], "--keep-ratio: keep_all takes no budget"),
+        (["--match", "layers"], "--match: model.match: Input should be 'mean_tokens_per_layer'"),
+        (["--set", "model.budget=[6, 3]"], "this command takes one budget, not 6, 3"),
         (["--set", "budget=6", "--set", "keep_ratio=0.5"], "budget"),
         (["--method", "keep_all", "--budget", "6"], "keep_all takes no budget"),
         (["--map", "map.txt"], "--map map.txt"),
@@ -376,6 +418,12 @@ def test_more_tokens_than_patches(run, model, image, data, tmp_path, no_model):
         (["--only", "pop.random"], "pop.random is no group of"),
         (["--prompt", "lava"], 'Did you mean "llava"?'),
         (["--limit", "0"], "--limit"),
+        (
+            ["--budget", "6,many"],
+            "--budget: model.budget: a number of tokens, or several as in 192,128,64, not '6,many'",
+        ),
+        (["--budget", "6,0"], "--budget"),
+        (["--method", "grid", "--budget", "6,6"], "The method grid is asked for twice"),
         (["--batch-size", "0"], "--batch-size"),
         (["--data", "nowhere"], "nowhere"),
         (["--set", "k_min=3"], "say which method"),
@@ -388,6 +436,13 @@ def test_eval(run, no_model, data, tmp_path, arguments, message):
     assert (code, out, len(err)) == (2, "", 1)
     assert message in err[0]
     assert not folder.exists()
+
+
+def test_compress_has_no_llm_to_drop_tokens_in(run, image, no_model):
+    for name in ("fastv", "visionzip|fastv"):
+        code, out, err = run("compress", image, "--method", name)
+        assert (code, out) == (2, "")
+        assert f"{name} drops tokens inside the language model, which is not loaded here. Use ask." in err[0]
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -490,7 +545,7 @@ def test_lists_come_from_the_folders(run):
         lines = out.splitlines()
         assert (code, err) == (0, [])
         folder = SRC / "sparsezip" / ("measure/benchmarks" if what == "benchmarks" else what)
-        files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "load"}
+        files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "clip", "load"}
         assert {line.split()[0] for line in lines} == files
         assert name in files
         assert all(len(line.split()) > 3 for line in lines)

@@ -17,7 +17,15 @@ from rich.console import Console
 
 import sparsezip.measure.evaluate as module
 from sparsezip import methods
-from sparsezip.errors import DataError, FailureError, RunMismatchError, SettingError, UnknownNameError, UsageError
+from sparsezip.errors import (
+    BudgetError,
+    DataError,
+    FailureError,
+    RunMismatchError,
+    SettingError,
+    UnknownNameError,
+    UsageError,
+)
 from sparsezip.measure.evaluate import evaluate
 from sparsezip.measure.report import summary, table
 from sparsezip.measure.store import Store, read_rows
@@ -222,6 +230,57 @@ def test_a_setting_that_fails_in_the_warm_up_leaves_the_folder_free(data, tmp_pa
         evaluate(Refusing(), ["scenes"], ["keep_all"], tmp_path / "out", data=data)
     assert not list((tmp_path / "out").iterdir())
     assert run(tmp_path / "out", data)["failed"] == 0
+
+
+class Deep(FakeModel):
+    """Answers at no budget below 50 through `random`, as a method inside an LLM that sees all tokens first."""
+
+    def answer(self, images, questions, method, max_new_tokens):
+        if method.name == "random" and method.budget < 50:
+            raise BudgetError(f"Random cannot reach {method.budget}.")
+        return super().answer(images, questions, method, max_new_tokens)
+
+
+def test_a_budget_that_one_method_cannot_meet_does_not_stop_the_others(data, tmp_path):
+    sweep = ["keep_all", *(methods.method(name, budget=budget) for name in ("random", "grid") for budget in (64, 32))]
+    console = Console(file=io.StringIO(), width=200)
+    results = evaluate(Deep(), ["scenes"], sweep, tmp_path / "out", data=data, limit=6, console=console)
+    assert results["methods"] == ["keep_all", "random(budget=64)", "grid(budget=64)", "grid(budget=32)"]
+    assert results["left_out"] == {"random(budget=32)": "Random cannot reach 32."}
+    assert "random(budget=32) is left out. Random cannot reach 32." in results["notes"]
+    assert "Left out: random(budget=32)" in console.file.getvalue()
+    assert "24 of 24 answers" in console.file.getvalue()
+    assert list(results["record"]["config"]["methods"])[2] == "random(budget=32)"
+    # resumed in the middle, it knows what was decided
+    path = tmp_path / "out" / "answers.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    model = Deep()
+    again = evaluate(model, ["scenes"], sweep, tmp_path / "out", data=data, limit=6)
+    assert untimed(again) == untimed(results)
+    assert len(path.read_bytes().splitlines()) == 24
+    assert model.calls
+
+
+def test_a_budget_that_nobody_can_meet_is_refused(data, tmp_path):
+    alone = [methods.method("random", budget=32)]
+    with pytest.raises(BudgetError, match="cannot reach 32"):
+        evaluate(Deep(), ["scenes"], alone, tmp_path / "out", data=data)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_in_a_sweep_each_method_is_compared_with_the_floor_at_its_own_budget(data, tmp_path):
+    sweep = [methods.method(name, budget=budget) for name in ("random", "grid") for budget in (64, 32)]
+    results = evaluate(FakeModel(), ["scenes"], ["keep_all", *sweep], tmp_path / "out", data=data)
+    scores = results["benchmarks"]["scenes"]["methods"]
+    for budget in (64, 32):
+        mine, floor = scores[f"grid(budget={budget})"], scores[f"random(budget={budget})"]
+        assert set(mine["differences"]) == {"keep_all", "random"}
+        assert set(floor["differences"]) == {"keep_all"}
+        gain = mine["differences"]["random"]["exact_match"]["value"]
+        assert gain == pytest.approx(mine["scores"]["exact_match"]["value"] - floor["scores"]["exact_match"]["value"])
+    assert set(scores["keep_all"]["differences"]) == set()
+    assert results["notes"] == []
 
 
 @pytest.mark.parametrize(

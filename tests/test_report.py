@@ -125,6 +125,45 @@ def test_unequal_budgets_are_told():
     assert summary.summarise(RECORD, rows(by_random=64.5))["notes"] == []
 
 
+def test_budgets_of_a_sweep_are_compared_one_by_one():
+    """Four answers of one method at two budgets; inside an LLM a budget is met to within a token."""
+    record = {**RECORD, "config": {"benchmarks": ["scenes"], "methods": {
+        f"{name}({budget})": {"name": name, "budget": budget} for budget in (64, 32) for name in ("random", "grid")
+    }}}  # fmt: skip
+
+    def made(**means):
+        return [
+            Row(**{**row.to_json(), "method": f"{row.method}({budget})", "tokens_per_layer": mean})
+            for row in rows()
+            for budget, mean in ((64, 64.0), (32, means.get(row.method, 32.0)))
+            if row.method != "keep_all"
+        ]
+
+    assert summary.summarise(record, made(grid=31.1))["notes"] == []
+    (note,) = summary.summarise(record, made(grid=30.9))["notes"]
+    assert note.endswith("Mean visual tokens per LLM layer: random(32) 32.0, grid(32) 30.9.")
+
+
+def test_the_names_of_pairs_do_not_break_a_table():
+    record = {**RECORD, "config": {"benchmarks": ["scenes"], "methods": {"grid|fastv": {}}}}
+    given = [Row(**{**row.to_json(), "method": "grid|fastv"}) for row in rows() if row.method == "grid"]
+    text = table.markdown(summary.summarise(record, given))
+    assert "| grid\\|fastv | 64 | 64 |" in text
+
+
+def test_many_methods_have_a_row_each_where_groups_are_compared():
+    record = {**RECORD, "config": {"benchmarks": ["scenes"], "methods": {f"m{number}": {} for number in range(9)}}}
+    given = [
+        Row(**{**row.to_json(), "method": f"m{number}"})
+        for number in range(9)
+        for row in rows()
+        if row.method == "keep_all"
+    ]
+    assert "| method | color | shape |\n| --- | ---: | ---: |\n| m0 | 100.0 | 75.0 |" in table.markdown(
+        summary.summarise(record, given)
+    )
+
+
 def test_a_change_of_versions_is_told():
     record = {**RECORD, "sessions": [*RECORD["sessions"], {"started": "2026-01-02", "torch": "3", "transformers": "5"}]}
     assert summary.summarise(record, rows())["notes"] == [

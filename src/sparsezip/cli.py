@@ -1,4 +1,4 @@
-"""The command line: `sparsezip ask | compress | eval | list | testbed`.
+"""The command line: `sparsezip ask | compress | eval | report | time | list | testbed`.
 
 A command first gathers what it is asked for (file, options, --set) and checks it; only then is a model loaded. What
 cannot be met is one line on stderr and exit code 2, what fails on the way is one line and 1, an interrupt is 130.
@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -26,10 +26,6 @@ from .errors import ConfigError, RunMismatchError, SettingError, SparsezipError,
 from .registry import Registry, nearest
 
 BUDGET = 64  # tokens per image where no file, option or setting says how many
-SIZING = {
-    "dominant", "contextual", "contextual_num", "k_min", "k_max", "dynk", "dynamic_k", "skip_dynamic_k",
-    "retained_tokens",
-}  # settings that say so in a method's own words  # fmt: skip
 SETTING = re.compile(r"\w+(?:: ([\w: ]+) = | got (\w+)=)")  # the one that a method's message is about
 COMPARED = ["keep_all", "sparsezip", "visionzip", "random", "grid"]
 KEPT_SHOWN = 20
@@ -50,9 +46,25 @@ app.add_typer(testbed, name="testbed")
 
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, WebP, GIF or BMP.")]
 Model = Annotated[str | None, typer.Option(help="testbed, a folder, or a Hub id in transformers format.")]
-Method = Annotated[str | None, typer.Option(help="A name of `sparsezip list methods`.")]
+Method = Annotated[
+    str | None, typer.Option(help="A name of `sparsezip list methods`, or a pair of them: visionzip|fastv.")
+]
+Methods = Annotated[
+    str | None, typer.Option(help=f"Names of `sparsezip list methods` and pairs, by comma ({', '.join(COMPARED)}).")
+]
 Budget = Annotated[
     int | None, typer.Option(help=f"Tokens per image, every one counted. {BUDGET} unless said otherwise.")
+]
+Ratio = Annotated[float | None, typer.Option(help="The same as a share of the patches, in place of --budget.")]
+Match = Annotated[
+    str | None,
+    typer.Option(
+        help="What the budget is the measure of where tokens are dropped inside the LLM: mean_tokens_per_layer, tokens "
+        "(behind the last drop) or flops (mean_tokens_per_layer)."
+    ),
+]
+Clip = Annotated[
+    str | None, typer.Option(help="A CLIP model's folder or Hub id, for methods that read the question in its space.")
 ]
 Tokens = Annotated[int | None, typer.Option(help="The longest answer, in tokens (the benchmark's own, or 16).")]
 Map = Annotated[Path | None, typer.Option("--map", help="Where to write a picture of kept and merged patches.")]
@@ -71,15 +83,19 @@ def ask(
     model: Model = None,
     method: Method = None,
     budget: Budget = None,
+    keep_ratio: Ratio = None,
+    match: Match = None,
+    clip: Clip = None,
     max_new_tokens: Tokens = None,
     map_: Map = None,
     set_: Sets = None,
     config_: ConfigFile = None,
 ) -> None:
     """Answer a question about an image, and say what the answer cost."""
-    options = {"--model": model, "--method": method, "--budget": budget, "--max-new-tokens": max_new_tokens}
+    options = {"--model": model, "--method": method, "--budget": budget, "--keep-ratio": keep_ratio,
+               "--match": match, "--clip": clip, "--max-new-tokens": max_new_tokens}  # fmt: skip
     document, settings = _gather(config_, options, set_, ["sparsezip"])
-    (chosen,) = _methods(document, settings, None if config_ else BUDGET, at_most=1)
+    chosen = _method(document, settings, None if config_ else BUDGET)
     opened = _open(image, map_)
     _quiet()
     _check_tokens(settings, [chosen])
@@ -103,21 +119,26 @@ def compress(
     model: Model = None,
     method: Method = None,
     budget: Budget = None,
+    keep_ratio: Ratio = None,
+    clip: Clip = None,
     map_: Map = None,
     set_: Sets = None,
     config_: ConfigFile = None,
 ) -> None:
     """Run the vision tower and the method alone; the language model is not loaded."""
-    options = {"--model": model, "--method": method, "--budget": budget}
+    options = {"--model": model, "--method": method, "--budget": budget, "--keep-ratio": keep_ratio, "--clip": clip}
     document, settings = _gather(config_, options, set_, ["sparsezip"])
-    (chosen,) = _methods(document, settings, None if config_ else BUDGET, at_most=1)
+    chosen = _method(document, settings, None if config_ else BUDGET)
+    if chosen.parts[1] is not None:
+        raise ConfigError(f"{chosen.name} drops tokens inside the language model, which is not loaded here. Use ask.")
     opened = _open(image, map_)
     _quiet()
     _check_tokens(settings, [chosen])
     from .models.load import load_tower
     from .pipeline import compress_images
 
-    tower = load_tower(settings.model.model_path, question=question is not None)
+    where = {"clip": settings.model.clip} if settings.model.clip else {}
+    tower = load_tower(settings.model.model_path, question=question is not None, **where)
     trace = compress_images(tower, [opened], chosen, question)
     made = trace.images[0]
     dropped = int((made.source < 0).sum())
@@ -137,10 +158,16 @@ def evaluate(
         str | None,
         typer.Option(help=f"Names of `sparsezip list benchmarks`, by comma ({', '.join(config.Runner().dataset)})."),
     ] = None,
-    method: Annotated[
-        str | None, typer.Option(help=f"Names of `sparsezip list methods`, by comma ({', '.join(COMPARED)}).")
+    method: Methods = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Tokens per image, every one counted; several by comma run every method at each ({BUDGET})."
+        ),
     ] = None,
-    budget: Budget = None,
+    keep_ratio: Ratio = None,
+    match: Match = None,
+    clip: Clip = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the run; the same command goes on with it.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="The benchmarks' files. Without it, sets of the testbed's scenes.")
@@ -167,7 +194,8 @@ def evaluate(
 ) -> None:
     """Ask every method every question; show accuracy and latency side by side."""
     options = {
-        "--model": model, "--benchmark": benchmark, "--method": method, "--budget": budget, "--out": out,
+        "--model": model, "--benchmark": benchmark, "--method": method, "--budget": budget,
+        "--keep-ratio": keep_ratio, "--match": match, "--clip": clip, "--out": out,
         "--data": data, "--images": images, "--only": only, "--limit": limit, "--prompt": prompt,
         "--max-new-tokens": max_new_tokens, "--batch-size": batch_size, "--seed": seed, "--scenes": scenes,
     }  # fmt: skip
@@ -177,7 +205,7 @@ def evaluate(
     if runner.output_dir is None:
         raise ConfigError("Say where the run is kept: --out DIR. The same command on the same folder goes on with it.")
     folder = Path(runner.output_dir)
-    methods = _methods(document, settings, None if config_ else BUDGET)
+    asked, methods = _methods(document, settings, None if config_ else BUDGET)
     _quiet()
     from rich.console import Console
 
@@ -199,7 +227,7 @@ def evaluate(
         max_new_tokens=settings.model.max_new_tokens,
         batch_size=runner.batch_size,
         config={"seed": runner.seed},
-        asked=config.dump(settings, {made.name: asdict(made) for made in methods}),
+        asked=config.dump(settings, asked),
         console=Console(stderr=True),
         **_loading(settings),
     )
@@ -330,43 +358,95 @@ def _gather(
     return document, settings
 
 
-def _methods(document: Document, settings: Settings, default: int | None, at_most: int | None = None) -> list[Any]:
-    """The methods that run, built and checked. `default`: the budget where nothing says how many tokens are sent."""
+def _method(document: Document, settings: Settings, default: int | None) -> Any:
+    """The one method of a command that takes one."""
+    for key, values in (("model_type", settings.model.model_type), ("budget", settings.model.budget)):
+        if len(values) > 1:
+            noun = "method" if key == "model_type" else "budget"
+            raise ConfigError(
+                f"{document.origin(('model', key))}: this command takes one {noun}, not {', '.join(map(str, values))}."
+            )
+    _, (chosen,) = _methods(document, settings, default)
+    return chosen
+
+
+def _methods(
+    document: Document, settings: Settings, default: int | None
+) -> tuple[dict[str, dict[str, Any]], list[Any]]:
+    """The methods that run, each at every budget, and by name the settings that a configuration says this with.
+
+    `default`: the budget where nothing says how many tokens are sent.
+    """
     from . import methods
 
     names, chosen_by = settings.model.model_type, document.origin(("model", "model_type"))
-    if at_most and len(names) > at_most:
-        raise ConfigError(f"{chosen_by}: this command takes one method, not {', '.join(names)}.")
     with _at(chosen_by):
-        kinds = [methods.registry.get(name) for name in names]
+        kinds = [type(methods.method(name)) for name in names]
     for name in settings.model.settings:
         where = document.origin(("model", name))
-        if name not in methods.registry.names():
+        if name not in (*methods.registry.names(), *names):
             hint = nearest(name, [*config.Model.model_fields, *methods.registry.names()])
             raise ConfigError(f'{where}: "{name}" is neither a key of section "model" nor a method.{hint}')
-        if name not in names and chosen_by != "--method":
+        if name not in (*names, *settings.parts) and chosen_by != "--method":
             raise ConfigError(f"{where}: settings of {name}, but what runs is {', '.join(names)}.")
-    if settings.model.budget is not None and not any(kind.takes_budget for kind in kinds):
-        raise ConfigError(f"{document.origin(('model', 'budget'))}: {', '.join(names)} takes no budget.")
-    return [_method(document, settings, kind, default) for kind in kinds]
+    for key in ("budget", "keep_ratio"):
+        if getattr(settings.model, key) and not any(kind.takes_budget for kind in kinds):
+            raise ConfigError(f"{document.origin(('model', key))}: {', '.join(names)} takes no budget.")
+    asked, made = {}, []
+    for name in names:
+        plain = _built(document, settings, name)
+        sized = _sized(settings, plain, default)
+        made += sized
+        asked[name] = methods.settings(sized[0] if len(sized) == 1 else plain)
+    return asked, made
 
 
-def _method(document: Document, settings: Settings, kind: Any, default: int | None) -> Any:
-    given = settings.of(kind.name)
-    known = asdict(kind())
-    document.check(("model", kind.name), known, kind.name)
-    if "seed" in known:
-        given.setdefault("seed", settings.runner.seed)
+def _built(document: Document, settings: Settings, name: str) -> Any:
+    """A method as its own settings say it, checked; of a pair first the one, then the other."""
+    from . import methods
+
+    known, given = methods.settings(methods.method(name)), settings.of(name)
+    sections = [(known, given)]
+    for part in config.parts(name) if "|" in name else []:
+        _built(document, settings, part)
+        sections.append((known[part], given[part]))
+    document.check(("model", name), known, name)
+    usual = {"seed": settings.runner.seed, "match": settings.model.match}
+    for known, section in sections:
+        for key, value in usual.items() if isinstance(section, dict) else ():
+            if key in known and value is not None:
+                section.setdefault(key, value)
     try:
-        made = kind(**given)
+        return methods.method(name, **given)
     except UsageError as error:
         named = SETTING.match(str(error))
         setting = tuple((named[1] or named[2]).split(": ")) if named else ()
-        raise ConfigError(f"{document.origin_of(kind.name, setting)}: {error}") from error
-    if not kind.takes_budget or made.budget is not None or made.keep_ratio is not None:
-        return made
-    sized = SIZING & {*given, *given.get("merging", {})}
-    return replace(made, budget=settings.model.budget or (None if sized else default))
+        raise ConfigError(f"{document.origin_of(name, setting)}: {error}") from error
+
+
+def _sized(settings: Settings, plain: Any, default: int | None) -> list[Any]:
+    """The method at every budget that is asked for, unless its own settings name one."""
+    from .methods.base import LayerMethod
+
+    both = {part.name: part for part in (plain, *plain.parts) if part is not None}.values()
+    if not plain.takes_budget or any((part.budget, part.keep_ratio) != (None, None) for part in both):
+        return [plain]
+    if settings.model.keep_ratio is not None:
+        return [replace(plain, keep_ratio=settings.model.keep_ratio)]
+    # What can be met inside an LLM depends on its depth, so there the usual budget is not forced on anybody.
+    given = settings.of(plain.name)
+    if isinstance(plain, LayerMethod) or any(part.sizing & _named(given.get(part.name, given)) for part in both):
+        default = None
+    budgets: list[Any] = [*settings.model.budget] or [default]
+    return [replace(plain, budget=budget) for budget in budgets]
+
+
+def _named(given: dict[str, Any], section: str = "") -> set[str]:
+    """The settings that are given: "merging.contextual_num" is one inside a section."""
+    names = set()
+    for key, value in given.items():
+        names |= {section + key} | (_named(value, f"{section}{key}.") if isinstance(value, dict) else set())
+    return names
 
 
 def _groups(document: Document, settings: Settings) -> dict[str, list[str]]:
@@ -392,8 +472,8 @@ def _groups(document: Document, settings: Settings) -> dict[str, list[str]]:
 
 def _loading(settings: Settings) -> dict[str, Any]:
     """What a model is opened with."""
-    chosen = settings.runner.attn_implementation
-    return {"attn_implementation": chosen} if chosen else {}
+    given = {"attn_implementation": settings.runner.attn_implementation, "clip": settings.model.clip}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_tokens(settings: Settings, methods: Sequence[Any]) -> None:

@@ -3,7 +3,8 @@
 The shape is the one SparseZip's published files use, so that those files run here:
 
     model:
-      model_type: sparsezip                   # or a list of methods; "llava" is keep_all, "llava_vzip" is visionzip
+      model_type: sparsezip                   # or a list of methods; "llava" is keep_all, "llava_vzip" is visionzip;
+                                              # "visionzip|fastv" is a pair
       model_path: llava-hf/llava-1.5-7b-hf
       max_new_tokens: 16
       dominant: 54                            # short for a setting of the method named by model_type
@@ -20,7 +21,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -46,6 +47,11 @@ def _one_or_many(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def parts(name: str) -> list[str]:
+    """The methods in the name of a pair, or the one method."""
+    return [METHOD_OF.get(part.strip(), part.strip()) for part in name.split("|")]
+
+
 class Model(_Section):
     """The `model` section: which model answers, and through which methods."""
 
@@ -56,7 +62,12 @@ class Model(_Section):
     conv_mode: str | None = Field(
         default=None, description="not used: the checkpoint's own chat template words prompts"
     )
-    budget: int | None = Field(default=None, ge=1)
+    budget: list[Annotated[int, Field(ge=1)]] = Field(default=[], description="several: a sweep")
+    keep_ratio: float | None = Field(default=None, gt=0, le=1)
+    match: Literal["mean_tokens_per_layer", "tokens", "flops"] | None = None
+    clip: str | None = Field(
+        default=None, description="a CLIP model's folder or Hub id, for methods that read its text"
+    )
     dominant: int | None = None
     contextual: int | None = None
     retained_tokens: int | None = None
@@ -66,7 +77,17 @@ class Model(_Section):
     @classmethod
     def _names(cls, value: Any) -> Any:
         names = _one_or_many(value)
-        return [METHOD_OF.get(str(name), name) for name in names] if isinstance(names, list) else names
+        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return ["|".join(parts(name)) for name in names] if known else names
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
+                raise ValueError("a number of tokens, or several as in 192,128,64")
+            return [int(number) for number in value.split(",")]
+        return [] if value is None else [value] if isinstance(value, int) else value
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -101,9 +122,19 @@ class Settings(_Section):
     model: Model = Model()
     runner: Runner = Runner()
 
+    @property
+    def parts(self) -> list[str]:
+        """The methods that run, those of pairs one by one."""
+        return list(dict.fromkeys(part for name in self.model.model_type for part in parts(name)))
+
     def of(self, method: str) -> dict[str, Any]:
-        """What is set for one method: its own section, completed by the short forms beside it."""
+        """What is set for one method: its own section, completed by the short forms beside it.
+
+        For a pair: its own section, completed by what is set for each of the two.
+        """
         settings = copy.deepcopy(self.model.settings.get(method, {}))
+        for part in parts(method) if "|" in method else []:
+            settings[part] = _over(self.of(part), settings.get(part) or {})
         for key, (*sections, name) in SHORT_FOR.get(method, {}).items():
             value = getattr(self.model, key)
             if value is not None:
@@ -114,10 +145,20 @@ class Settings(_Section):
         return settings
 
 
+def _over(below: Any, above: Any) -> Any:
+    """`above`, completed by what `below` has besides; mappings part by part."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}
+
+
 OPTIONS: dict[str, Keys] = {  # of the command line, where they are not called as in the file
     "--model": ("model", "model_path"),
     "--method": ("model", "model_type"),
     "--budget": ("model", "budget"),
+    "--keep-ratio": ("model", "keep_ratio"),
+    "--match": ("model", "match"),
+    "--clip": ("model", "clip"),
     "--max-new-tokens": ("model", "max_new_tokens"),
     "--benchmark": ("runner", "dataset"),
     "--data": ("runner", "ann_path"),
@@ -212,8 +253,8 @@ def read_yaml(path: str | Path) -> Document:
 def override(document: Document, assignment: str, methods: Iterable[str]) -> None:
     """Apply one `--set KEY=VALUE`; the value is read as YAML.
 
-    KEY is a path into the configuration (`runner.limit`), a setting of one method (`sparsezip.k_min`) or, where only
-    one of `methods` compresses, just that setting (`k_min`, `merging.kmeans_iters`).
+    KEY is a path into the configuration (`runner.limit`), a setting of one method or of one in a pair
+    (`sparsezip.k_min`) or, where only one of `methods` compresses, just that setting (`k_min`, `merging.kmeans_iters`).
     """
     origin = f"--set {assignment}"
     name, equals, text = assignment.partition("=")
@@ -222,7 +263,7 @@ def override(document: Document, assignment: str, methods: Iterable[str]) -> Non
         raise ConfigError(f"{origin}: write KEY=VALUE, for example --set sparsezip.k_min=16.")
     methods = list(methods)
     if keys[0] not in ("model", "runner"):
-        if keys[0] not in methods:
+        if keys[0] not in (*methods, *(part for name in methods for part in parts(name))):
             compressing = [method for method in methods if method != "keep_all"]
             if len(compressing) != 1:
                 raise ConfigError(f"{origin}: say which method, one of {', '.join(methods)}, as in METHOD.{name}=...")
@@ -259,7 +300,12 @@ def resolve(document: Document) -> Settings:
         keys = tuple(str(part) for part in first["loc"] if not isinstance(part, int))
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{document.origin(keys)}: {'.'.join(keys)}: {message}, not {first['input']!r}.") from error
-    _check_short_forms(document, settings.model)
+    if settings.model.budget and settings.model.keep_ratio is not None:
+        raise ConfigError(
+            f"{document.origin(('model', 'keep_ratio'))}: there is a budget as well "
+            f"({document.origin(('model', 'budget'))}). Give one of them."
+        )
+    _check_short_forms(document, settings)
     return settings
 
 
@@ -274,12 +320,13 @@ def dump(settings: Settings, methods: Mapping[str, Mapping[str, Any]] | None = N
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
-def _check_short_forms(document: Document, model: Model) -> None:
+def _check_short_forms(document: Document, settings: Settings) -> None:
+    model = settings.model
     if document.origin(("model", "model_type")) == "--method":  # a file may be run with other methods than its own
         return
     for key in ("dominant", "contextual", "retained_tokens"):
         takers = [method for method, short in SHORT_FOR.items() if key in short]
-        if getattr(model, key) is not None and not set(takers) & set(model.model_type):
+        if getattr(model, key) is not None and not set(takers) & set(settings.parts):
             raise ConfigError(
                 f'{document.origin(("model", key))}: "{key}" is a setting of {", ".join(takers)}, '
                 f"and none of these runs here. Methods: {', '.join(model.model_type)}."

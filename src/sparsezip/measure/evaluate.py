@@ -15,26 +15,23 @@ How it is measured
 - `batch_size=1` gives the latency of a question; of a larger batch each question is given its share.
 - What is wrong with the request (unknown names, bad settings, missing files, another run in the folder) is raised
   before anything is recorded. What fails later is recorded in its row, counted and shown.
+- A method that cannot meet its budget, as the warm-up shows, is left out with its reason; the others run.
 """
 
 import hashlib
 import json
-import platform
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 
 from .. import methods as method_registry
-from ..errors import ImageError, SettingError
+from ..errors import BudgetError, ImageError, SettingError
 from ..images import open_image
 from ..methods.base import Method
 from .benchmarks import benchmark
@@ -43,9 +40,10 @@ from .clock import Countdown
 from .records import Row, Sample
 from .report import summary, table
 from .runners import local
+from .session import session
 from .store import Batch, Store, refuse_different, write_json
 
-RECORDED = ("torch", "transformers", "numpy", "pillow", "sparsezip")
+COMMON = ("budget", "keep_ratio", "match", "paper")  # what the two of a pair have from it
 
 
 @runtime_checkable
@@ -111,7 +109,7 @@ def evaluate(
         if number is not None and number < 1:
             raise SettingError(f"{name} is {number}, but must be 1 or more.")
     chosen = {name: benchmark(name) for name in benchmarks}
-    labelled = _labelled([method_registry.method(m) if isinstance(m, str) else m for m in methods])
+    running = labelled([method_registry.method(m) if isinstance(m, str) else m for m in methods])
     model_name = model if isinstance(model, str) else model.name
     wording = prompt or _usual_prompt(model_name)
     only = only or {}
@@ -123,7 +121,9 @@ def evaluate(
     record: dict[str, Any] = {
         "config": {
             "benchmarks": list(chosen),
-            "methods": {label: {"name": made.name, **asdict(made)} for label, made in labelled.items()},
+            "methods": {
+                label: {"name": made.name, **method_registry.settings(made)} for label, made in running.items()
+            },
             "only": {name: list(groups) for name, groups in only.items()},
             "limit": limit,
             "prompt": wording,
@@ -137,25 +137,35 @@ def evaluate(
     record = json.loads(json.dumps(record, default=str))
     refuse_different(out, record)
     vlm = _load(model, **loading) if isinstance(model, str) else model
-    record |= {"model": _described(vlm), "sessions": [_session()]}
+    record |= {"model": _described(vlm), "sessions": [session()]}
     with Store(out, record, list(_planned(samples, batch_size))) as store:
         by_id = {(name, sample.id): sample for name, mine in samples.items() for sample in mine}
         opened = lru_cache(maxsize=batch_size)(open_image)  # the methods of a batch share its decoded images
 
         def answer(cell: Cell) -> list[Row]:
             questions = [by_id[cell.batch.benchmark, number] for number in cell.batch.ids]
-            return _answered(vlm, labelled[cell.label], cell, questions, opened, tokens[cell.batch.benchmark])
+            return _answered(vlm, running[cell.label], cell, questions, opened, tokens[cell.batch.benchmark])
 
-        done = store.done
-        todo = [cell for cell in _cells(store.plan, list(labelled)) if (cell.batch.number, cell.label) not in done]
-        if todo:
-            _warm_up(vlm, labelled, samples, batch_size, tokens)
+        def todo() -> list[Cell]:
+            labels, done = [label for label in running if label not in store.record.get("left_out", {})], store.done
+            return [cell for cell in _cells(store.plan, labels) if (cell.batch.number, cell.label) not in done]
+
+        if todo():
+            left_out = store.record.setdefault("left_out", {})
+            able = {label: made for label, made in running.items() if label not in left_out}
+            refused = _warm_up(vlm, able, samples, batch_size, tokens)
+            if refused and (store.rows or len(refused) == len(able)):
+                raise next(iter(refused.values()))
+            left_out |= {label: str(error) for label, error in refused.items()}
             store.begin(asked)
-            if console and not prompt:
-                console.print(f'Note: questions are worded by the prompt "{wording}"; none was named.', highlight=False)
-        total = sum(len(batch.ids) for batch in store.plan) * len(labelled)
+            said = [f"Left out: {label}. {left_out[label]}" for label in refused]
+            if not prompt:
+                said.append(f'Note: questions are worded by the prompt "{wording}"; none was named.')
+            if console:
+                console.print(escape("\n".join(said)), highlight=False)
+        total = sum(len(batch.ids) for batch in store.plan) * (len(running) - len(store.record.get("left_out", {})))
         with Countdown(console, total, len(store.rows)) as countdown:
-            for rows in local.run(todo, answer):
+            for rows in local.run(todo(), answer):
                 store.append(rows)
                 countdown.advance(len(rows), chosen[rows[0].benchmark].title)
         results = summary.summarise(store.record, store.rows)
@@ -196,19 +206,34 @@ def _load(name: str, **loading: Any) -> Model:
     return opened
 
 
-def _labelled(methods: Sequence[Method]) -> dict[str, Method]:
-    """Methods by label: the name, with the settings that are not None where a name comes twice."""
-    labelled: dict[str, Method] = {}
+def labelled(methods: Sequence[Method]) -> dict[str, Method]:
+    """Methods by label: the name and, where a name comes several times, the settings that differ from the defaults.
+
+    Of these those in which the methods of that name are not all alike. Raises SettingError for a method given twice.
+    """
+    made: dict[str, Method] = {}
     for method in methods:
-        label = method.name
-        if sum(other.name == label for other in methods) > 1:
-            default = asdict(type(method)())
-            changed = [f"{key}={value}" for key, value in asdict(method).items() if value != default[key]]
-            label = f"{label}({', '.join(changed)})"
-        if label in labelled:
+        mine, alike = _told(method), [_told(other) for other in methods if other.name == method.name]
+        default = _told(method_registry.method(method.name))
+        told = [
+            f"{key}={value}"
+            for key, value in mine.items()
+            if value != default.get(key) and any(other.get(key) != value for other in alike)
+        ]
+        label = f"{method.name}({', '.join(told)})" if told else method.name
+        if label in made:
             raise SettingError(f"The method {label} is asked for twice with the same settings.")
-        labelled[label] = method
-    return labelled
+        made[label] = method
+    return made
+
+
+def _told(method: Method) -> dict[str, Any]:
+    """The settings that a label may tell; those of a pair's two as "fastv.k", without what follows from its budget."""
+    told = method_registry.settings(method)
+    for part in method_registry.parts(method.name) if "|" in method.name else []:
+        follows = COMMON if (method.budget, method.keep_ratio) != (None, None) else ()
+        told |= {f"{part}.{key}": value for key, value in told.pop(part).items() if key not in follows}
+    return told
 
 
 def _planned(samples: Mapping[str, Sequence[Sample]], batch_size: int) -> Iterator[Batch]:
@@ -281,8 +306,12 @@ def _warm_up(
     samples: Mapping[str, Sequence[Sample]],
     batch_size: int,
     tokens: Mapping[str, int],
-) -> None:
-    """Answer a first batch of every benchmark with every method: what is wrong with a method shows here, unrecorded."""
+) -> dict[str, BudgetError]:
+    """Answer a first batch of every benchmark with every method: what is wrong with a method shows here, unrecorded.
+
+    Returns the methods that cannot meet their budget, and what they say.
+    """
+    refused: dict[str, BudgetError] = {}
     for name, mine in samples.items():
         sound = []
         for sample in mine:
@@ -292,14 +321,18 @@ def _warm_up(
                 continue  # recorded when its turn comes
             if len(sound) == batch_size:
                 break
-        for method in methods.values():
-            if sound:
-                model.answer(
-                    [image for image, _ in sound],
-                    [question for _, question in sound],
-                    method,
-                    max_new_tokens=tokens[name],
-                )
+        for label, method in methods.items():
+            if sound and label not in refused:
+                try:
+                    model.answer(
+                        [image for image, _ in sound],
+                        [question for _, question in sound],
+                        method,
+                        max_new_tokens=tokens[name],
+                    )
+                except BudgetError as error:
+                    refused[label] = error
+    return refused
 
 
 def _described(model: Model) -> dict[str, Any]:
@@ -310,35 +343,3 @@ def _described(model: Model) -> dict[str, Any]:
         "device": str(getattr(inner, "device", None)),
         "dtype": str(getattr(inner, "dtype", None)),
     }
-
-
-def _session() -> dict[str, Any]:
-    """When, where and with what a run is started or resumed."""
-    versions = {}
-    for package in RECORDED:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a source folder that is not installed
-            versions[package] = "unknown"
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "commit": _commit(),
-        **versions,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the source folder this runs from, "-dirty" behind it when files differ; None outside of git."""
-    git, here = shutil.which("git"), Path(__file__).parent
-    if git is None:
-        return None
-
-    def said(*words: str) -> str | None:
-        done = subprocess.run([git, "-C", here, *words], capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if not said("ls-files", Path(__file__).name):  # installed inside somebody else's repository
-        return None
-    return f"{said('rev-parse', 'HEAD')}{'-dirty' if said('status', '--porcelain', '--', str(here.parent)) else ''}"

@@ -1,6 +1,7 @@
 """From the rows of a run to its numbers: what every method scored, with intervals, and what it cost.
 
     results["methods"]      labels, in the order they were asked for
+    results["left_out"][label]               why a method that was asked for did not run
     results["answers"], results["failed"]    how many rows there are, and how many of them are failures
     results["failures"]     the first of these
     results["notes"]        what a reader of the table has to know: unequal budgets, failures, a change of versions
@@ -9,6 +10,7 @@
         "methods"[label]    "n", "failed"
                             "scores"[score]               {"value", "low", "high"}: 95 % interval, clustered by image
                             "differences"[other][score]   the same for this method minus keep_all, and minus random
+                                                          (of several budgets, the random one of the same)
                             "agreement"                   {"value", ...}: the share of answers equal to keep_all's
                             "tokens", "tokens_before", "tokens_per_layer"     means over questions
                             "latency_ms", "stages_ms"[stage]                  {"median", "p10", "p90"}
@@ -34,7 +36,7 @@ from ..store import read_record, read_rows
 REFERENCE, FLOOR = "keep_all", "random"
 OTHERS = (REFERENCE, FLOOR)  # what every method is compared with, where the run has them
 FAILURES_SHOWN = 20
-SAME_BUDGET = 0.01  # relative difference in mean tokens per layer up to which methods compare
+SAME_BUDGET = 0.01  # relative difference in mean tokens per layer up to which methods of one budget compare
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -44,12 +46,15 @@ def read(folder: Path) -> dict[str, Any]:
 
 def summarise(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """The numbers of a run; see the head of this file."""
-    labels = list(record["config"]["methods"])
+    methods, left_out = record["config"]["methods"], record.get("left_out", {})
+    labels = [label for label in methods if label not in left_out]
+    others = {label: _others(methods, labels, label) for label in labels}
     failures = [row for row in rows if row.error is not None]
     names = [name for name in record["config"]["benchmarks"] if any(row.benchmark == name for row in rows)]
     results = {
         "record": dict(record),
         "methods": labels,
+        "left_out": dict(left_out),
         "answers": len(rows),
         "failed": len(failures),
         "failures": [
@@ -57,7 +62,7 @@ def summarise(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
             for row in failures[:FAILURES_SHOWN]
         ],
         "benchmarks": {
-            name: _benchmark(benchmark(name), [row for row in rows if row.benchmark == name], labels) for name in names
+            name: _benchmark(benchmark(name), [row for row in rows if row.benchmark == name], others) for name in names
         },
     }
     return {**results, "notes": _notes(results)}
@@ -70,7 +75,25 @@ def difference(made: Benchmark, rows: Sequence[Row], others: Sequence[Row]) -> d
     return {score: mine[score] - theirs[score] for score in mine}
 
 
-def _benchmark(made: Benchmark, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
+def budget_of(settings: Mapping[str, Any]) -> int | float | None:
+    """What a method of the record was granted: a number of tokens, or a share of the patches."""
+    budget: int | float | None = settings.get("budget") or settings.get("keep_ratio")
+    return budget
+
+
+def _others(methods: Mapping[str, Any], labels: Sequence[str], label: str) -> dict[str, str]:
+    """The labels that a method is compared with, by name: of several floors the one at the same budget."""
+    found = {}
+    for name in OTHERS:
+        named = [other for other in labels if methods[other].get("name", other) == name]
+        same = [other for other in named if budget_of(methods[other]) == budget_of(methods[label])]
+        if len(named) == 1 or len(same) == 1:
+            found[name] = (named if len(named) == 1 else same)[0]
+    return {name: other for name, other in found.items() if other != label}
+
+
+def _benchmark(made: Benchmark, rows: Sequence[Row], others: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    labels = list(others)
     answered = {label: [row for row in rows if row.method == label and row.error is None] for label in labels}
     groups = list(dict.fromkeys(row.group for row in rows))
     return {
@@ -83,8 +106,8 @@ def _benchmark(made: Benchmark, rows: Sequence[Row], labels: Sequence[str]) -> d
         "methods": {
             label: {
                 "failed": sum(row.method == label and row.error is not None for row in rows),
-                **_scores(made, label, answered),
-                **_cost(label, answered),
+                **_scores(made, answered[label], others[label], answered),
+                **_cost(answered[label], answered.get(others[label].get(REFERENCE, ""), [])),
             }
             for label in labels
         },
@@ -92,7 +115,11 @@ def _benchmark(made: Benchmark, rows: Sequence[Row], labels: Sequence[str]) -> d
         "groups": {
             group: {
                 "n": len({row.id for row in rows if row.group == group}),
-                "methods": {label: _scores(made, label, _only(answered, group)) for label in labels},
+                "methods": {
+                    label: _scores(made, part[label], others[label], part)
+                    for part in [_only(answered, group)]
+                    for label in labels
+                },
             }
             for group in (groups if len(groups) > 1 else [])
         },
@@ -103,22 +130,21 @@ def _only(answered: Mapping[str, Sequence[Row]], group: str) -> dict[str, list[R
     return {label: [row for row in rows if row.group == group] for label, rows in answered.items()}
 
 
-def _scores(made: Benchmark, label: str, answered: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    rows = answered[label]
+def _scores(
+    made: Benchmark, rows: Sequence[Row], others: Mapping[str, str], answered: Mapping[str, Sequence[Row]]
+) -> dict[str, Any]:
     return {
         "n": len(rows),
         "scores": {name: _shown(estimate) for name, estimate in made.measures(rows).items()},
         "differences": {
-            other: {name: _shown(estimate) for name, estimate in difference(made, rows, answered[other]).items()}
-            for other in OTHERS
-            if other in answered and other != label
+            name: {score: _shown(estimate) for score, estimate in difference(made, rows, answered[label]).items()}
+            for name, label in others.items()
         },
     }
 
 
-def _cost(label: str, answered: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    rows = answered[label]
-    whole = {row.id: row for row in answered.get(REFERENCE, ())} if label != REFERENCE else {}
+def _cost(rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, Any]:
+    whole = {row.id: row for row in reference}
     pairs = [(row, whole[row.id]) for row in rows if row.id in whole]
     stages = dict.fromkeys(stage for row in rows for stage in row.timing_ms if stage != "total")
     return {
@@ -150,18 +176,23 @@ def _mean(values: Sequence[int | float | None]) -> float | None:
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = [made["remark"] for made in results["benchmarks"].values() if made["remark"]]
+    methods = results["record"]["config"]["methods"]
+    labels = [label for label in results["methods"] if methods[label].get("name", label) != REFERENCE]
     for made in results["benchmarks"].values():
-        budgets = {
-            label: method["tokens_per_layer"]
-            for label, method in made["methods"].items()
-            if label != REFERENCE and method["tokens_per_layer"] is not None
-        }
-        if budgets and max(budgets.values()) > (1 + SAME_BUDGET) * min(budgets.values()):
-            listed = ", ".join(f"{label} {tokens:.1f}" for label, tokens in budgets.items())
-            notes.append(
-                f"{made['title']}: the budgets differ, so scores do not compare at equal cost. "
-                f"Mean visual tokens per LLM layer: {listed}."
-            )
+        for budget in dict.fromkeys(budget_of(methods[label]) for label in labels):
+            means = {
+                label: made["methods"][label]["tokens_per_layer"]
+                for label in labels
+                if budget_of(methods[label]) == budget and made["methods"][label]["tokens_per_layer"] is not None
+            }
+            # Inside an LLM whole tokens are dropped: a budget is met to within one of them.
+            if means and max(means.values()) > max((1 + SAME_BUDGET) * min(means.values()), min(means.values()) + 1):
+                listed = ", ".join(f"{label} {tokens:.1f}" for label, tokens in means.items())
+                notes.append(
+                    f"{made['title']}: the budgets differ, so scores do not compare at equal cost. "
+                    f"Mean visual tokens per LLM layer: {listed}."
+                )
+    notes += [f"{label} is left out. {why}" for label, why in results["left_out"].items()]
     if results["failed"]:
         notes.append(f"{results['failed']} of {results['answers']} answers failed and are not in any score.")
     first, *later = results["record"]["sessions"]

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..session import commit_shown
 from .summary import FLOOR, OTHERS
 
 NOT_MEASURED = "-"
 TOKENS = ("tokens", "tokens_per_layer")
+MANY = 8  # methods: more have a row each, where fewer have a column
 WIDE = 400  # characters: a table keeps its own width; cut-off numbers help nobody
 
 
@@ -48,7 +50,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts = []
     for sheet in sheets(results):
         rule = ["---", *["---:"] * (len(sheet.headings) - 1)]
-        lines = ["| " + " | ".join(row) + " |" for row in (sheet.headings, rule, *sheet.rows)]
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in (sheet.headings, rule, *sheet.rows)]
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
         parts.append(f"**{sheet.title}**\n\n" + "\n".join(lines))
     return "\n\n".join([*parts, *_remarks(results)]) + "\n"
 
@@ -110,7 +113,7 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     """Every score, the interval of the headline, and the paired differences."""
     headline, columns = benchmark["headline"], benchmark["columns"]
     percent = _percent(benchmark, headline)
-    others = [other for other in OTHERS if other in results["methods"]]
+    others = [other for other in OTHERS if any(other in made["differences"] for made in benchmark["methods"].values())]
     rows = []
     for label in results["methods"]:
         method = benchmark["methods"][label]
@@ -140,6 +143,14 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     """The headline score by group, and by how much methods beat the floor there."""
     headline, labels = benchmark["headline"], results["methods"]
     percent = _percent(benchmark, headline)
+    title = f"{benchmark['title']}: {benchmark['columns'][headline]} by {benchmark['group_noun']}"
+    if len(labels) > MANY:  # too many for columns
+        parts = benchmark["groups"].values()
+        rows = [
+            [label, *(_value(benchmark, part["methods"][label]["scores"], headline) for part in parts)]
+            for label in labels
+        ]
+        return Sheet(title, ["method", *benchmark["groups"]], rows)
     beating = [label for label in labels if FLOOR in labels and label not in OTHERS]
     rows = [
         [
@@ -151,7 +162,7 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
         for group, part in benchmark["groups"].items()
     ]
     headings = [benchmark["group_noun"], "n", *labels, *(f"{label} minus {FLOOR}" for label in beating)]
-    return Sheet(f"{benchmark['title']}: {benchmark['columns'][headline]} by {benchmark['group_noun']}", headings, rows)
+    return Sheet(title, headings, rows)
 
 
 def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
@@ -159,18 +170,13 @@ def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
     session = record["sessions"][0]
     yield (
         f"Model {record['model']['name']} ({record['model']['revision']}) on {record['model']['device']}, "
-        f"torch {session['torch']}, transformers {session['transformers']}, {session['started']}{_commit(session)}. "
-        "Intervals are clustered by image; - means not measured."
+        f"torch {session['torch']}, transformers {session['transformers']}, "
+        f"{session['started']}{commit_shown(session)}. Intervals are clustered by image; - means not measured."
     )
     for note in results["notes"]:
         yield f"Note: {note}"
     for failure in results["failures"]:
         yield f"Failed: {failure['benchmark']} {failure['id']} ({failure['method']}): {failure['error']}"
-
-
-def _commit(session: Mapping[str, Any]) -> str:
-    whole, dirty, _ = (session.get("commit") or "").partition("-dirty")
-    return f", commit {whole[:7]}{dirty}" if whole else ""
 
 
 def _percent(benchmark: Mapping[str, Any], score: str) -> bool:

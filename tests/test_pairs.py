@@ -1,0 +1,153 @@
+"""A pair of methods has a name, settings and a place in configurations like any method."""
+
+import pytest
+import yaml
+
+from sparsezip import cli, config, methods
+from sparsezip.errors import ConfigError, SettingError, UnknownNameError
+from sparsezip.measure.evaluate import labelled
+
+
+def test_a_pair_is_built_from_its_name():
+    made = methods.method("visionzip|fastv", budget=64, visionzip={"dominant": 108, "contextual": 20}, fastv={"r": 0.5})
+    assert made.outer == methods.method("visionzip", dominant=108, contextual=20, budget=128)
+    assert made.inner == methods.method("fastv", r=0.5, budget=64)
+    assert made.name == methods.method(" visionzip | fastv ").name == "visionzip|fastv"
+    assert "visionzip|fastv" not in methods.registry.names()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"budget": 64, "match": "flops"},
+        {"keep_ratio": 0.1, "paper": True},
+        {"visionzip": {"dominant": 108}, "fastv": {"budget": 32, "match": "tokens"}},
+    ],
+)
+def test_its_settings_build_it_again(settings):
+    made = methods.method("visionzip|fastv", **settings)
+    again = methods.method(made.name, **methods.settings(made))
+    assert again == made
+    assert methods.settings(again) == yaml.safe_load(yaml.safe_dump(methods.settings(made)))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "error", "message"),
+    [
+        ("visionzip|fastw", {}, UnknownNameError, 'no method "fastw". Did you mean "fastv"'),
+        ("visonzip|fastv", {}, UnknownNameError, 'no method "visonzip". Did you mean "visionzip"'),
+        ("fastv|visionzip", {}, SettingError, '"fastv|visionzip" is no pair'),
+        ("visionzip|grid", {}, SettingError, "is no pair"),
+        ("grid|visionzip|fastv", {}, SettingError, "is no pair"),
+        ("visionzip|fastv", {"fastw": {}}, UnknownNameError, 'no setting "fastw". Did you mean "fastv"'),
+        ("visionzip|fastv", {"fastv": {"kk": 3}}, UnknownNameError, 'fastv has no setting "kk"'),
+        ("visionzip|fastv", {"fastv": 3}, SettingError, "fastv = 3. Give its settings by name"),
+    ],
+)
+def test_what_makes_no_pair_is_refused(name, settings, error, message):
+    with pytest.raises(error) as caught:
+        methods.method(name, **settings)
+    assert message in str(caught.value)
+
+
+def chosen(*sets, options=None, default=64, running="visionzip|fastv"):
+    document, settings = config.gather(None, {"--method": running, **(options or {})}, sets, [])
+    return cli._methods(document, settings, default)
+
+
+def test_settings_of_the_two_reach_the_pair_and_its_own_section_wins():
+    _, (made,) = chosen("visionzip.contextual=7", "fastv.k=2", "model.visionzip|fastv.fastv.k=4")
+    assert (made.outer.contextual, made.inner.k) == (7, 4)
+    _, (both, alone) = chosen("visionzip.paper=true", running="visionzip|fastv,visionzip")
+    assert both.outer.paper
+    assert alone.paper
+    assert not both.inner.paper
+
+
+def test_the_two_draw_with_the_seed_of_the_run():
+    _, (made,) = chosen("runner.seed=5", running="random|fastv")
+    assert made.outer.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("sets", "options", "budgets"),
+    [
+        ([], {}, (64, 128, 64)),
+        ([], {"--budget": 32}, (32, 64, 32)),
+        (["visionzip|fastv.budget=16"], {"--budget": 32}, (16, 32, 16)),
+        (["fastv.budget=48"], {"--budget": 32}, (None, None, 48)),
+        (["visionzip.dominant=108"], {}, (None, None, None)),
+        (["visionzip|fastv.visionzip={dominant: 108}"], {}, (None, None, None)),
+        (["visionzip.dominant=54"], {"--budget": 32}, (32, 64, 32)),
+        (["visionzip.paper=true"], {}, (64, 128, 64)),
+    ],
+)
+def test_the_budget_of_a_pair_is_one_for_both(sets, options, budgets):
+    _, (made,) = chosen(*sets, options=options)
+    assert (made.budget, made.outer.budget, made.inner.budget) == budgets
+
+
+def test_the_usual_budget_is_not_forced_on_a_method_inside_the_llm():
+    _, (made,) = chosen(running="fastv")
+    assert made.budget is None
+    _, (made,) = chosen(running="fastv", options={"--budget": 32})
+    assert made.budget == 32
+
+
+def test_match_and_ratio_reach_every_method():
+    _, made = chosen(running="grid,fastv,visionzip|fastv", options={"--match": "flops", "--keep-ratio": 0.25})
+    assert {method.match for method in made} == {"flops"}
+    assert {method.keep_ratio for method in made} == {0.25}
+    assert (made[2].inner.match, made[2].outer.keep_ratio, made[2].inner.keep_ratio) == ("flops", 0.5, 0.5)
+
+
+def test_a_sweep_is_every_method_at_every_budget_and_its_configuration_the_same_sweep(tmp_path):
+    names = "keep_all,grid,random,visionzip|fastv"
+    options, sets = {"--budget": "192,64"}, ["random.budget=32", "fastv.k=2"]
+    asked, made = chosen(*sets, options=options, running=names)
+    labels = ["keep_all", "grid(budget=192)", "grid(budget=64)", "random",
+              "visionzip|fastv(budget=192)", "visionzip|fastv(budget=64)"]  # fmt: skip
+    assert list(labelled(made)) == labels
+    _, settings = config.gather(None, {"--method": names, **options}, sets, [])
+    (tmp_path / "resolved.yaml").write_text(config.dump(settings, asked))
+    document, settings = config.gather(tmp_path / "resolved.yaml", {}, [], [])
+    assert labelled(cli._methods(document, settings, None)[1]) == labelled(made)
+
+
+@pytest.mark.parametrize(
+    ("sets", "running", "message"),
+    [
+        (["visionzip|fastv.fastv.kk=3"], "visionzip|fastv", 'visionzip|fastv "fastv" has no key "kk"'),
+        (["visionzip|fastv.fastv=3"], "visionzip|fastv", "Give its settings by name"),
+        (["fastv.k=0"], "visionzip|fastv", "--set fastv.k=0: FastV: k = 0"),
+        (["model.grid.budget=3"], "visionzip|fastv", "settings of grid"),
+        ([], "visionzip|fastw", 'Did you mean "fastv"'),
+        ([], "visionzip|grid", '--method: "visionzip|grid" is no pair'),
+    ],
+)
+def test_a_slip_in_a_pair_says_where_it_is(sets, running, message):
+    if sets and sets[0].startswith("model."):
+        document, settings = config.gather(None, {}, sets, [running])
+    else:
+        document, settings = config.gather(None, {"--method": running}, sets, [])
+    with pytest.raises(ConfigError) as caught:
+        cli._methods(document, settings, 64)
+    assert message in str(caught.value)
+
+
+def test_labels_name_what_methods_of_one_name_differ_in():
+    made = [
+        methods.method("visionzip|fastv", budget=64),
+        methods.method("visionzip|fastv", budget=64, fastv={"k": 2}),
+        methods.method("visionzip", budget=64),
+        methods.method("visionzip", budget=64, paper=True),
+    ]
+    assert list(labelled(made)) == [
+        "visionzip|fastv",
+        "visionzip|fastv(fastv.k=2)",
+        "visionzip",
+        "visionzip(paper=True)",
+    ]
+    with pytest.raises(SettingError, match="visionzip is asked for twice"):
+        labelled([made[2], made[2]])
