@@ -26,14 +26,14 @@ class Downsample(Method):
         return self.asked(patches) or 64
 
     def resized(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """The smallest grid of the same proportions that has as many patches as tokens are wanted, or `grid` itself."""
+        """The smallest grid of the same proportions with as many patches as tokens are wanted, or `grid` itself."""
         rows, cols = grid
-        by_rows = [(row, max(1, round(row * cols / rows))) for row in range(1, rows + 1)]
-        by_cols = [(max(1, round(col * rows / cols)), col) for col in range(1, cols + 1)]
         wanted = min(self.tokens(rows * cols), rows * cols)
-        return min(
-            (size for size in by_rows + by_cols if size[0] * size[1] >= wanted), key=lambda size: size[0] * size[1]
-        )
+        r = c = 1
+        while r * c < wanted:  # each side is rounded; it grows where a common scale takes it to the next half
+            by_row, by_col = (2 * r + 1) * cols, (2 * c + 1) * rows
+            r, c = r + (by_row <= by_col), c + (by_col <= by_row)
+        return r, c
 
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Pool what the smaller grid has more than is wanted."""

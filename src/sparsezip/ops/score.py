@@ -156,7 +156,7 @@ def cosine(
 def likeness(vectors: Float[Tensor, "image patch key"]) -> Float[Tensor, "image patch patch"]:
     """Cosine similarity of every two patches of an image, in float32; 0 for a zero vector."""
     matrices = []
-    patches, step = vectors.shape[1], -(-vectors.shape[1] // 4)
+    patches, step = vectors.shape[1], max(64, -(-vectors.shape[1] // 64) * 16)
     for image in vectors:
         directions = unit(image)
         lower = directions.new_zeros(patches, patches)

@@ -155,7 +155,7 @@ def covering(
     are picked only when no others are left. Raises FailureError when a share or a weight is not finite.
     Sources: SCOPE (NeurIPS 2025), MMTok (ICLR 2026).
     """
-    _finite(shares)
+    _finite(shares if weights is None else torch.cat([shares, weights[..., None]], -1))
     picks = torch.empty(shares.shape[0], count, dtype=torch.int64, device=shares.device)
     image = torch.arange(len(shares), device=shares.device)
     taken = torch.zeros(shares.shape[:2], dtype=torch.bool, device=shares.device)
