@@ -89,6 +89,22 @@ class Sends(Method):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shrinks(Method):
+    """Every token of the image scaled down to 3 x 2 patches."""
+
+    name: ClassVar[str] = "shrinks"
+
+    def tokens(self, patches):
+        return self.asked(patches) or 6
+
+    def resized(self, grid):
+        return 3, 2
+
+    def reduce(self, captures, questions):
+        return Compressed.everything(captures)
+
+
 ROWS = [
     ("What color is the star?", [1]),
     ("Is there a red circle in it, and is it red?", [2, 3]),
@@ -264,6 +280,99 @@ def test_bfloat16():
     with sparsezip.compress(model, sparsezip.method("sparsezip", budget=5)) as trace:
         assert answers(model, inputs).shape == (4, NEW)
     assert [image.tokens for image in trace.images] == [5] * 4
+
+
+# -- images scaled down --------------------------------------------------------------------------------------------
+
+
+def scaled_by_hand(model, pixel_values):
+    """Tower features of images scaled to 3 x 2 patches, by transformers' own tower."""
+    small = torch.nn.functional.interpolate(pixel_values, (42, 28), mode="bicubic", antialias=True)
+    tower = model.model.vision_tower
+    return tower(small, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-2][:, 1:]
+
+
+@torch.no_grad()
+def test_a_method_may_scale_the_image_down(model):
+    inputs = inputs_for(*ROWS)
+    sent = {}
+    with sparsezip.compress(model, Shrinks()) as trace:
+        hook = model.register_forward_pre_hook(lambda module, args, kwargs: sent.update(kwargs), with_kwargs=True)
+        logits = model(**inputs).logits
+        hook.remove()
+    expected = model.model.multi_modal_projector(scaled_by_hand(model, inputs["pixel_values"]))
+    tokens = torch.stack(sent["mm_encoder_outputs"]["image"].pooler_output)
+    torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-5)
+    assert sent["input_ids"].eq(3).sum(1).tolist() == [6, 12, 0, 6]
+    assert logits.isfinite().all()
+    for image in trace.images:
+        assert (image.tokens, image.patches, image.grid, image.K) == (6, 16, (4, 4), 0)
+        # Rows 0, 1, 2, 3 of 4 have their centres at 1/8, 3/8, 5/8, 7/8: in thirds 0, 1, 1, 2; the columns in halves.
+        assert image.source.view(4, 4).tolist() == [[0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3], [4, 4, 5, 5]]
+
+
+@torch.no_grad()
+def test_an_image_is_not_scaled_where_all_of_it_is_sent(model):
+    inputs = inputs_for(*ROWS)
+    expected = model(**inputs).logits
+    for method in (Shrinks(budget=16), Shrinks(keep_ratio=1.0), sparsezip.method("downsample", budget=16)):
+        with sparsezip.compress(model, method) as trace:
+            assert torch.equal(model(**inputs).logits, expected)
+        assert [image.K for image in trace.images] == [16] * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"budget": 4}, {"keep_ratio": 0.25}, {"budget": 5}])
+def test_the_budget_of_a_scaled_image_is_a_share_of_all_its_patches(model, settings):
+    with sparsezip.compress(model, sparsezip.method("downsample", **settings)) as trace:
+        model(**inputs_for(*ROWS))
+    assert [image.tokens for image in trace.images] == [settings.get("budget", 4)] * 4
+    for image in trace.images:
+        assert set(image.source.tolist()) <= set(range(image.tokens))
+
+
+# -- signals -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uses(Method):
+    """Sends one token and notes what it was given."""
+
+    name: ClassVar[str] = "uses"
+    seen: ClassVar[list] = []
+
+    @property
+    def needs(self):
+        return frozenset({"keys"})
+
+    @property
+    def uses(self):
+        return frozenset({"low_attention", "tiles", "image_embeds", "question"})
+
+    @property
+    def low_layer(self):
+        return 0.5
+
+    def tokens(self, patches):
+        return 1
+
+    def reduce(self, captures, questions):
+        self.seen[:] = [captures, questions]
+        return Compressed.selection(captures, [torch.tensor([0])] * captures.images)
+
+
+@torch.no_grad()
+def test_a_method_gets_what_it_needs_and_what_there_is_of_what_it_uses(model):
+    inputs = inputs_for(ROWS[0])
+    with sparsezip.compress(model, Uses() | sparsezip.method("fastv", budget=1)):
+        model(**inputs)
+    captures, (question,) = Uses.seen
+    assert captures.delivered == {"keys", "low_attention"}
+    assert question.words is not None
+    eager = make_model()
+    eager.set_attn_implementation("eager")
+    attentions = eager.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions
+    torch.testing.assert_close(captures.low_attention, attentions[2][:, :, 0, 1:], atol=1e-5, rtol=0)
 
 
 # -- what callers see ----------------------------------------------------------------------------------------------
@@ -779,8 +888,15 @@ def test_refuses_prompts_whose_placeholders_do_not_match_the_images(model):
 def test_refuses_a_method_that_needs_what_the_tower_does_not_offer(model):
     with pytest.raises(UnsupportedModelError, match="image_embeds") as caught:
         sparsezip.attach(model, Sends(lacks="image_embeds"))
-    assert "visionzip" in str(caught.value)
+    works = str(caught.value).partition("Methods that work here: ")[2].rstrip(".").split(", ")
+    assert {"visionzip", "fastv", "keep_all"} <= set(works) <= set(sparsezip.list_methods())
+    assert "clip=" in str(caught.value)
     assert "generate" not in vars(model)
+    with pytest.raises(UnsupportedModelError, match="sends needs tiles") as caught:
+        sparsezip.attach(model, Sends(lacks="tiles"))
+    assert "clip=" not in str(caught.value)
+    with pytest.raises(UnsupportedModelError, match="needs image_embeds"):
+        sparsezip.attach(model, Sends(lacks="image_embeds") | sparsezip.methods.FastV())
 
 
 def test_refuses_other_models():
@@ -965,7 +1081,7 @@ def test_no_method_makes_an_attention_matrix(model, method):
     inputs = inputs_for(ROWS[0])
     made = sparsezip.method(method)
     if made.takes_budget:
-        made = sparsezip.method(method, budget=5)
+        made = sparsezip.method(method, budget=10)
     with NoAttentionMatrix(rows=17), sparsezip.compress(model, made, processor=make_processor()):
         answers(model, inputs)
 

@@ -36,7 +36,9 @@ from .models import load as checkpoints
 from .models.base import Adapter
 from .models.clip import ClipText
 from .models.load import Checkpoint, adapter_for
-from .plumbing.generate import Call, Interception, refuse_unsupported
+from .plumbing.drop import Drop
+from .plumbing.drop import Image as Dropped
+from .plumbing.generate import Call, Interception, Setting, refuse_inside, refuse_unsupported
 from .plumbing.placeholders import PER_TOKEN, images_per_row, shortening
 from .plumbing.tap import Tap
 from .plumbing.words import Template, question_words, text_after_images
@@ -52,7 +54,8 @@ Asked = str | Question | Sequence[str | Question | None] | None  # one for all i
 class ImageTrace:
     """What became of the patches of one image, in the grid that the tower makes of it.
 
-    Of an image that a method scaled down no patch is kept; each is held by the token of the larger one at its centre.
+    Where tokens were dropped inside the LLM, `kept` and `source` tell of those that went through its last layer. Of an
+    image that a method scaled down no patch is kept; each is held by the token of the larger one at its centre.
     """
 
     kept: Tensor  # [kept] patch indices of the dominant tokens, raster order, CLS not counted
@@ -60,6 +63,7 @@ class ImageTrace:
     source: Tensor  # [patch] output token that holds the patch, -1: dropped
     patches: int
     grid: tuple[int, int]  # (rows, cols)
+    tokens_per_layer: list[int] = field(default_factory=list)  # that entered each LLM layer
 
     @property
     def K(self) -> int:  # noqa: N802  # the paper's name
@@ -141,7 +145,7 @@ def _intercept(
     adapter.lend(clip)
     _check_offers(adapter, method, method.needs)
     splice = Splice(adapter, method, Reader(adapter, _wanted(adapter, method), processor, question))
-    return Interception(model, splice), splice.trace
+    return Interception(model, splice, splice.restore), splice.trace
 
 
 def _method(method: Method | str) -> Method:
@@ -187,16 +191,31 @@ class Splice:
     def __init__(self, adapter: Adapter, method: Method, reader: "Reader") -> None:
         """`trace` tells of the last call."""
         self.adapter, self.method, self.reader, self.trace = adapter, method, reader, Trace()
+        inner = method.parts[1]
+        dropping = partial(_timed, self.trace, "drop")
+        self.drop = Drop(adapter.decoder, inner, self._dropped, dropping) if inner else None
 
-    def __call__(self, call: Call) -> Call:
-        """The arguments to go on with. Raises UnsupportedCallError for what fewer tokens cannot serve."""
+    def restore(self) -> None:
+        """Leave the LLM as it was."""
+        if self.drop:
+            self.drop.restore()
+
+    def __call__(self, call: Call, setting: Setting | None = None) -> Call:
+        """The arguments to go on with; `setting` reads those of generate, where it is called.
+
+        Raises UnsupportedCallError for what fewer tokens cannot serve, BudgetError for a budget that cannot be met.
+        """
         adapter, trace = self.adapter, self.trace
         trace.clear()
         refuse_unsupported(call, adapter.placeholder)
+        if self.drop:
+            self.drop.forget()  # of a call that failed
         pixel_values = call.get("pixel_values")
         if pixel_values is None:
             return call
         adapter.check_call(call)
+        if self.drop:
+            refuse_inside(self.method.name, call, setting)
         ids, mask = call["input_ids"], call.get("attention_mask")
         rows, cols = adapter.grid(pixel_values)
         per_row = images_per_row(ids, adapter.placeholder, patches=rows * cols, images=len(pixel_values))
@@ -216,9 +235,21 @@ class Splice:
             call["input_ids"] = shorter(ids, self._padding())
             if mask is not None or not shorter.placed.all():
                 call["attention_mask"] = shorter(torch.ones_like(ids) if mask is None else mask, 0)
-        entering = int(call["input_ids"].eq(adapter.placeholder).sum()) / len(trace.images)
-        trace.tokens_per_layer = [entering] * adapter.llm_layers
+        visual = call["input_ids"].eq(adapter.placeholder)
+        if self.drop:
+            counts = iter(compressed.tokens)
+            images = [[next(counts) for _ in range(count)] for count in per_row]
+            self.drop.expect(visual, call.get("attention_mask"), images, adapter.size)
+        else:
+            trace.images = [
+                replace(image, tokens_per_layer=[image.tokens] * adapter.llm_layers) for image in trace.images
+            ]
+            trace.tokens_per_layer = [int(visual.sum()) / len(trace.images)] * adapter.llm_layers
         return call
+
+    def _dropped(self, images: list[Dropped]) -> None:
+        self.trace.images = [_through(*pair) for pair in zip(self.trace.images, images, strict=True)]
+        self.trace.tokens_per_layer = _mean_per_layer(self.trace.images)
 
     def _padding(self) -> int:
         # Masked, so any id would do for the model; logits processors see the ids and know the pad token.
@@ -333,6 +364,19 @@ def _image_traces(own: tuple[int, int], captures: Captures, compressed: Compress
         ImageTrace(kept=indices, tokens=tokens, source=places, patches=own[0] * own[1], grid=own)
         for indices, tokens, places in zip(kept, compressed.tokens, source, strict=True)
     ]
+
+
+def _through(image: ImageTrace, dropped: Dropped) -> ImageTrace:
+    """What became of an image in front of the LLM, and then inside it."""
+    tokens = image.source[image.kept]
+    place = dropped.source[tokens]
+    stays = (place >= 0) & (dropped.own[place.clamp(min=0)] == tokens)
+    source = torch.where(image.source < 0, -1, dropped.source[image.source.clamp(min=0)])
+    return replace(image, kept=image.kept[stays], source=source, tokens_per_layer=dropped.entering)
+
+
+def _mean_per_layer(images: list[ImageTrace]) -> list[float]:
+    return [sum(layer) / len(images) for layer in zip(*(image.tokens_per_layer for image in images), strict=True)]
 
 
 def covered_by(grid: tuple[int, int], other: tuple[int, int]) -> Int[Tensor, "patch"]:
@@ -489,7 +533,7 @@ class VLM(Checkpoint):
                 maps=_on_cpu(image),
                 tokens=image.tokens,
                 tokens_before=image.patches,
-                tokens_per_layer=[float(image.tokens)] * len(trace.tokens_per_layer),
+                tokens_per_layer=[float(tokens) for tokens in image.tokens_per_layer],
                 timing=dict(timing),
             )
             for text, image in zip(texts, trace.images, strict=True)

@@ -121,8 +121,8 @@ class _Prompt:
 class Drop:
     """Drops tokens in every prefill that was announced with `expect`, until `restore`.
 
-    `method` offers what methods.base.LayerMethod does: after, plan, keep, settled, adapts, looks_ahead, compact. `finished` is
-    called with the images when a prefill is through; `timed` makes a context manager to put around the method's work.
+    `method` offers what methods.base.LayerMethod does. `finished` is called with the images when a prefill is through;
+    `timed` makes a context manager to put around the method's work.
 
     Raises UnsupportedModelError for an LLM with sliding windows, whose layers keep caches of their own, or too shallow.
     """

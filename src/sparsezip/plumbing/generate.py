@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..errors import UnsupportedCallError
 
 Call = dict[str, Any]  # the arguments of one call, by name
+Setting = Callable[[str], Any]  # what a call of generate has for a name: given, in its config or the model's
 
 # Arguments that place tokens by the caller's own count, which the shorter prompt does not follow.
 _PLACING = ("position_ids", "cache_position")
@@ -29,9 +30,12 @@ _PLACING = ("position_ids", "cache_position")
 class Interception:
     """What stands between the callers of one model and its code, until `restore`."""
 
-    def __init__(self, model: Any, splice: Callable[[Call], Call]) -> None:
-        """`splice` gets the arguments of every outer call, with or without images, and returns those to go on with."""
-        self.model, self.splice = model, splice
+    def __init__(self, model: Any, splice: Callable[..., Call], undo: Callable[[], None] = lambda: None) -> None:
+        """`splice` gets the arguments of every outer call, with or without images, and returns those to go on with.
+
+        For a call of generate it gets a Setting besides. `undo` is called by `restore`.
+        """
+        self.model, self.splice, self.undo = model, splice, undo
         self._active, self._generating = True, False  # generate's own forward calls are not spliced again
         self._previous = vars(model).get("generate")
         # torch.compile is kept out: what is decided here depends on the data.
@@ -59,6 +63,7 @@ class Interception:
             return
         self._active = False
         self._hook.remove()
+        self.undo()
         if self._previous is None:
             vars(self.model).pop("generate", None)
         else:
@@ -77,7 +82,7 @@ class Interception:
         with torch.no_grad():
             if call.get("pixel_values") is not None and prompt is not None and call.get("attention_mask") is None:
                 call["attention_mask"] = self._inferred_mask(call)
-            spliced = self.splice(call)
+            spliced = self.splice(call, functools.partial(self._setting, call))
         shorter = spliced.get("input_ids")
         if prompt is None or shorter is None or shorter is prompt:
             return self._run(original, spliced)
@@ -203,6 +208,25 @@ def refuse_unsupported(call: Call, placeholder: int) -> None:
                 f"{name} was given, but it counts visual tokens that are not sent. Leave it out: positions are counted "
                 "over the tokens that are sent."
             )
+
+
+def refuse_inside(method: str, call: Call, setting: Setting | None) -> None:
+    """Raise UnsupportedCallError for a call in whose middle `method` cannot drop tokens. `setting`: generate's."""
+    refused = []
+    if setting is not None:
+        if setting("use_cache") is False:
+            refused.append(("use_cache=False", "the tokens would be chosen anew at every step"))
+        if setting("prefill_chunk_size"):
+            refused.append(("prefill_chunk_size", "the whole prompt has to be seen at once"))
+        if setting("cache_implementation") not in (None, "dynamic", "offloaded"):
+            refused.append((f'cache_implementation="{setting("cache_implementation")}"', _GROWS))
+    if getattr(call.get("past_key_values"), "is_compileable", False):
+        refused.append((f"past_key_values={type(call['past_key_values']).__name__}", _GROWS))
+    for name, why in refused:
+        raise UnsupportedCallError(f"{method} drops tokens inside the LLM, which does not go with {name}: {why}.")
+
+
+_GROWS = "a layer that gets fewer tokens has a shorter cache, so it has to be one that grows"
 
 
 def _cached(past_key_values: Any) -> int:
