@@ -9,6 +9,7 @@ from dataclasses import fields
 import pytest
 import torch
 from tiny_vlm import fingerprint, inputs_for, make_config, make_model
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
 
 import sparsezip
@@ -94,6 +95,32 @@ def test_the_prompt_has_a_place_for_every_patch(model, inputs):
 def test_the_llm_has_as_many_layers_as_the_adapter_says(model, inputs):
     output = model(**inputs, output_hidden_states=True)
     assert len(output.hidden_states) == adapter_for(model).llm_layers + 1
+
+
+@torch.no_grad()
+def test_the_decoder_is_what_runs(model, inputs):
+    adapter, ran = adapter_for(model), []
+    places = [*adapter.decoder.layers, adapter.decoder.norm, adapter.decoder.rotary_emb]
+    hooks = [place.register_forward_hook(lambda module, args, out: ran.append(module)) for place in places]
+    model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    assert set(ran) == set(places)
+    assert len(adapter.decoder.layers) == adapter.llm_layers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_the_decoders_size_is_what_a_layer_computes(model, tokens):
+    model.set_attn_implementation("eager")  # whose products are counted one by one
+    size = adapter_for(model).size(text=7)
+    decoder, counter = adapter_for(model).decoder, FlopCounterMode(display=False)
+    hidden = torch.randn(1, tokens, model.config.text_config.hidden_size)
+    places = decoder.rotary_emb(hidden, torch.arange(tokens)[None])
+    with counter:
+        decoder.layers[0](hidden, position_embeddings=places)
+    assert counter.get_total_flops() == size.per_token * tokens + size.per_pair * tokens**2
+    assert (size.layers, size.text) == (adapter_for(model).llm_layers, 7)
 
 
 # -- LLaVA models that are not served ------------------------------------------------------------------------------

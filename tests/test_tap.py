@@ -1,14 +1,22 @@
 """The tap: what one tower layer attended to, heard without slowing the others down."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_vlm import NoAttentionMatrix, fingerprint, make_model
 
 from sparsezip.models.llava import Llava
-from sparsezip.pipeline import capture
+from sparsezip.pipeline import capture, scaled
 from sparsezip.plumbing.tap import Tap, received
 
 ALL = frozenset({"cls_attention", "keys"})
+EVERY = ALL | {"last_query", "last_keys", "low_attention"}
+
+
+def tapped(adapter, wanted=ALL, *, has_cls=True, low_layer=0.0):
+    heard_from = adapter.heard_from(low_layer)
+    return Tap(adapter.layer, {name: heard_from[name] for name in wanted}, has_cls=has_cls)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +63,86 @@ def test_taps_the_layer_the_projector_reads(pixels):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("low_layer", "index"), [(0.0, 0), (0.25, 1), (0.7, 3), (1.0, 3)])
+def test_an_early_layer_is_a_share_of_the_depth(adapter, pixels, low_layer, index):
+    model = make_model(side=112)
+    model.set_attn_implementation("eager")
+    expected = model.model.vision_tower(pixels, output_attentions=True).attentions[index][:, :, 0, 1:]
+    captures = capture(adapter, pixels, frozenset({"low_attention", "cls_attention"}), low_layer=low_layer)
+    torch.testing.assert_close(captures.low_attention, expected, atol=1e-5, rtol=0)
+    assert (captures.low_attention - captures.cls_attention).abs().max() > 0.01
+
+
+def projections(adapter, pixels, layer=-1):
+    """What q_proj and k_proj of a layer give in the unmodified tower."""
+    seen, attention = {}, adapter.tower.encoder.layers[layer].self_attn
+    hooks = [
+        getattr(attention, name).register_forward_hook(lambda module, args, out, name=name: seen.update({name: out}))
+        for name in ("q_proj", "k_proj")
+    ]
+    adapter.tower(pixels)
+    for hook in hooks:
+        hook.remove()
+    return seen["q_proj"], seen["k_proj"]
+
+
+@torch.no_grad()
+def test_query_and_keys_of_the_last_layer_are_its_projections_bit_for_bit(adapter, pixels):
+    query, keys = projections(adapter, pixels)
+    captures = capture(adapter, pixels, EVERY)
+    assert torch.equal(captures.last_query, query[:, 0])
+    assert torch.equal(captures.last_keys, keys)
+    with tapped(adapter, {"last_query"}, has_cls=False) as tap:
+        adapter.tower(pixels)
+    torch.testing.assert_close(tap.heard["last_query"], query.mean(1), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_one_layer_can_tell_everything(pixels):
+    """Where the projector reads the last layer, all of it is heard from one attention module."""
+    adapter = Llava(make_model(side=112, vision_feature_layer=-1))
+    query, keys = projections(adapter, pixels)
+    captures = capture(adapter, pixels, EVERY, low_layer=1.0)
+    assert captures.delivered == EVERY
+    assert torch.equal(captures.last_query, query[:, 0])
+    assert torch.equal(captures.low_attention, captures.cls_attention)
+    torch.testing.assert_close(captures.keys, keys.unflatten(-1, (2, 16)).mean(2), atol=1e-5, rtol=0)
+    logits = query.unflatten(-1, (2, 16))[:, 0, :, None] @ keys.unflatten(-1, (2, 16)).permute(0, 2, 3, 1) / 4
+    torch.testing.assert_close(captures.cls_attention, logits.softmax(-1)[:, :, 0, 1:], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_projected_patches_are_the_unmodified_models(adapter, pixels):
+    expected = torch.stack(list(adapter.model.model.get_image_features(pixels).pooler_output))
+    assert torch.equal(capture(adapter, pixels, frozenset({"projected"})).projected, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(3, 2), (5, 5), (1, 8)])
+def test_images_are_scaled_down_as_pillow_does_it(adapter, pixels, grid):
+    size = (grid[1] * 14, grid[0] * 14)
+    small = [
+        [
+            torch.tensor(np.asarray(Image.fromarray(channel.numpy()).resize(size, Image.Resampling.BICUBIC)))
+            for channel in image
+        ]
+        for image in pixels
+    ]
+    small = torch.stack([torch.stack(channels) for channels in small])
+    torch.testing.assert_close(scaled(pixels, (8, 8), grid), small, atol=1e-4, rtol=0)
+    plain = adapter.tower(scaled(pixels, (8, 8), grid), interpolate_pos_encoding=True, output_hidden_states=True)
+    captures = capture(adapter, pixels, EVERY | {"projected"}, grid=grid)
+    assert captures.grid == grid
+    assert captures.delivered == EVERY | {"projected"}
+    assert torch.equal(captures.features, plain.hidden_states[-2])
+
+
+@torch.no_grad()
 def test_the_tower_does_not_notice(adapter, pixels):
     plain = adapter.tower(pixels, output_hidden_states=True)
-    with Tap(adapter.layer, {n: adapter.heard_from(0.0)[n] for n in ALL}, has_cls=True) as tap:
-        tapped = adapter.tower(pixels)
-    assert torch.equal(tapped.last_hidden_state, plain.last_hidden_state)
+    with tapped(adapter, EVERY) as tap:
+        output = adapter.tower(pixels)
+    assert torch.equal(output.last_hidden_state, plain.last_hidden_state)
     assert torch.equal(tap.features, plain.hidden_states[-2])
 
 
@@ -67,7 +150,7 @@ def test_the_tower_does_not_notice(adapter, pixels):
 def test_attention_received_is_averaged_over_all_queries(adapter, pixels):
     """What towers without CLS deliver; 65 queries are more than one chunk."""
     attention, _, _ = eager(adapter, pixels)
-    with Tap(adapter.layer, {n: adapter.heard_from(0.0)[n] for n in ALL}, has_cls=False) as tap:
+    with tapped(adapter, EVERY, has_cls=False) as tap:
         adapter.tower(pixels)
     torch.testing.assert_close(tap.heard["cls_attention"], attention.mean(2), atol=1e-6, rtol=0)
 
@@ -75,12 +158,9 @@ def test_attention_received_is_averaged_over_all_queries(adapter, pixels):
 @torch.no_grad()
 @pytest.mark.parametrize("has_cls", [True, False])
 def test_makes_no_attention_matrix(adapter, pixels, has_cls):
-    with (
-        NoAttentionMatrix(rows=65),
-        Tap(adapter.layer, {n: adapter.heard_from(0.0)[n] for n in ALL}, has_cls=has_cls) as tap,
-    ):
+    with NoAttentionMatrix(rows=65), tapped(adapter, EVERY, has_cls=has_cls) as tap:
         adapter.tower(pixels)
-    assert tap.heard.keys() == ALL
+    assert tap.heard.keys() == EVERY
 
 
 @torch.no_grad()
@@ -102,16 +182,16 @@ def test_listens_on_an_eager_tower_too(adapter, pixels):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("wanted", [frozenset(), frozenset({"keys"}), frozenset({"cls_attention"})])
+@pytest.mark.parametrize("wanted", [frozenset(), {"keys"}, {"cls_attention", "last_keys"}, {"projected"}, EVERY])
 def test_delivers_only_what_is_wanted(adapter, pixels, wanted):
-    assert capture(adapter, pixels, wanted).delivered == wanted
+    assert capture(adapter, pixels, frozenset(wanted)).delivered == wanted
 
 
 @torch.no_grad()
 def test_bfloat16_probabilities_are_float32_and_sum_to_one(pixels):
     model = make_model(side=112, dtype=torch.bfloat16)
-    captures = capture(Llava(model), pixels, ALL)
-    assert captures.features.dtype == torch.bfloat16
+    captures = capture(Llava(model), pixels, EVERY)
+    assert captures.features.dtype == captures.last_query.dtype == captures.last_keys.dtype == torch.bfloat16
     assert captures.cls_attention.dtype == captures.keys.dtype == torch.float32
     assert (captures.cls_attention.sum(-1) < 1).all()  # the CLS row's own share is missing
     query = torch.randn(1, 2, 100, 8).bfloat16()
@@ -126,7 +206,7 @@ def test_leaves_the_layer_as_it_was_after_an_error(adapter, pixels, error):
         raise error
 
     hook = adapter.attention(adapter.layer).out_proj.register_forward_hook(fail)
-    with pytest.raises(error), Tap(adapter.layer, {n: adapter.heard_from(0.0)[n] for n in ALL}, has_cls=True):
+    with pytest.raises(error), tapped(adapter, EVERY):
         adapter.tower(pixels)
     hook.remove()
     assert fingerprint(adapter.model) == before

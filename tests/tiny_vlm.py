@@ -1,4 +1,7 @@
-"""A LLaVA small enough for tests: random weights, 56 px images of 4 x 4 patches, its own tokenizer and processor."""
+"""A LLaVA small enough for tests: random weights, 56 px images of 4 x 4 patches, its own tokenizer and processor.
+
+And a CLIP with the same tower, for methods that compare patches with text in its space.
+"""
 
 from functools import cache
 
@@ -8,7 +11,10 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -99,6 +105,47 @@ def make_model(side=56, seed=0, dtype=torch.float32, **settings):
                 torch.nn.init.normal_(weight, std=0.25 if "vision_tower" not in name else 0.4)
         model.lm_head.weight[:5] = 0  # neither padding nor end nor image: answers have full length
     return model.to(dtype)
+
+
+@cache
+def make_clip_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<|start|>", "<|end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["what is it"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|start|> $A <|end|>", special_tokens=[("<|start|>", 0), ("<|end|>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>", model_max_length=77
+    )
+
+
+def make_clip(model, width=32):
+    """The CLIP whose vision tower `model` has (if it is as wide)."""
+    text = CLIPTextConfig(
+        vocab_size=len(make_clip_tokenizer()),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    vision = model.config.vision_config.to_dict() | {"hidden_size": width}
+    torch.manual_seed(4)
+    clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=20)).eval()
+    with torch.no_grad():
+        for weight in clip.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+    if width == 32:
+        clip.vision_model.load_state_dict(model.model.vision_tower.state_dict())
+    return clip
 
 
 def picture(seed, side=56):
