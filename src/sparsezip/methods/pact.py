@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..ops.attention import Rope
 from ..ops.merge import remaining
-from ..ops.score import cosine
+from ..ops.score import pairs, unit
 from ..ops.select import top
 from ..tensors import Kept, LayerView
 from .base import LayerMethod
@@ -53,8 +53,8 @@ class PACT(LayerMethod):
         number = len(visual)
         count = view.count and min(view.count, number)
         (kept,) = top(self.scores(view)[None], [max(int(self.important_ratio * number), count or 1)])
-        keys = view.k[:, :, visual].transpose(1, 2).flatten(2)
-        distance = (1 - cosine(keys[:, kept], keys)[0]).clamp(min=0)
+        keys = unit(view.k[:, :, visual].transpose(1, 2).flatten(2))
+        distance = (1 - pairs(keys[:, kept], keys)[0]).clamp(min=0)
         within = distance[:, kept]
         rank = torch.exp(-((within / 2) ** 2)).sum(-1).argsort(descending=True, stable=True).argsort()
         cutoff = self.cutoff if count is None else _widest(within, rank, count)
@@ -78,7 +78,8 @@ class PACT(LayerMethod):
         """
         (visual,) = view.visual
         seen = torch.arange(int(visual[-1]) + 1, device=visual.device) if self.paper else visual
-        query, keys = (_unrotated(part, view.rope)[:, :, seen] for part in (view.q, view.k))
+        rope = view.rope and (view.rope[0][:, seen], view.rope[1][:, seen])
+        query, keys = (_unrotated(part[:, :, seen], rope) for part in (view.q, view.k))
         logits = query.mean(2, keepdim=True) @ keys.mT / math.sqrt(keys.shape[-1])
         attention = torch.softmax(logits, -1)[0, :, 0].mean(0)
         scores: Tensor = attention[torch.searchsorted(seen, visual)] * view.hidden[0, visual].float().norm(dim=-1)
@@ -92,25 +93,30 @@ def _unrotated(
     if rope is None:
         return part
     cos, sin = (table[:, None].float() for table in rope)
-    front, back = part.chunk(2, -1)
-    return (part * cos + torch.cat([back, -front], -1) * sin) / (cos**2 + sin**2)  # the table may be scaled
+    scale, half = cos**2 + sin**2, part.shape[-1] // 2  # the table may be scaled
+    cos, sin = cos / scale, sin / scale
+    plain = part * cos
+    plain[..., :half].addcmul_(part[..., half:], sin[..., :half])
+    plain[..., half:].addcmul_(part[..., :half], sin[..., half:], value=-1)
+    return plain
 
 
 def _centres(near: Bool[Tensor, "token token"], rank: Int[Tensor, "token"]) -> Bool[Tensor, "token"]:
     """Those that no centre of lower rank is near. Every round finds all that no open one of lower rank is near."""
-    before = near & (rank < rank[:, None])
-    centre, is_open = torch.zeros_like(rank, dtype=torch.bool), torch.ones_like(rank, dtype=torch.bool)
+    links = near.float()  # sums of ones are exact, and much faster than any()
+    before = links * (rank < rank[:, None])
+    centre, is_open = torch.zeros_like(near[0]), torch.ones_like(near[0])
     while is_open.any():
-        new = is_open & ~before[:, is_open].any(-1)
+        new = is_open & (before @ is_open.float() == 0)
         centre |= new
-        is_open &= ~(new | near[:, new].any(-1))
+        is_open &= ~new & (links @ new.float() == 0)
     return centre
 
 
 def _widest(distance: Float[Tensor, "token token"], rank: Int[Tensor, "token"], count: int) -> float:
     """The largest cutoff found by bisection that leaves at least `count` centres; below 0 every token is one."""
     low, high = -1.0, 2.0
-    for _ in range(30):
+    for _ in range(24):  # to the resolution of float32
         middle = (low + high) / 2
         low, high = (middle, high) if _centres(distance <= middle, rank).sum() >= count else (low, middle)
     return low
