@@ -52,7 +52,7 @@ def test_every_token_is_kept_merged_or_dropped(method, visual, text):
 @each
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_scores_are_computed_in_float32_and_merged_tokens_keep_their_dtype(method, dtype):
-    low = view(dtype=dtype, count=12)
+    low = view(visual=200, dtype=dtype, count=70)
     wide = replace(
         low,
         **{name: getattr(low, name).float() for name in ("q", "k", "hidden", "embeds")},
