@@ -44,6 +44,15 @@ testbed = typer.Typer(
 )
 app.add_typer(testbed, name="testbed")
 
+
+class Dtype(StrEnum):
+    """What tensors are timed in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, WebP, GIF or BMP.")]
 Model = Annotated[str | None, typer.Option(help="testbed, a folder, or a Hub id in transformers format.")]
 Method = Annotated[
@@ -236,6 +245,56 @@ def evaluate(
     raise typer.Exit(1 if results["failed"] else 0)
 
 
+@app.command("time")
+def time_(
+    stages: Annotated[
+        bool, typer.Option("--stages", help="The methods' own stages, beside the vision tower; all there is as yet.")
+    ] = False,
+    method: Annotated[
+        str | None, typer.Option(help="Names of `sparsezip list methods` and pairs, by comma (all methods).")
+    ] = None,
+    budget: Budget = None,
+    keep_ratio: Ratio = None,
+    match: Match = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that torch computes with.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    dtype: Annotated[Dtype, typer.Option()] = Dtype.fp32,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is run, in turn; once more before that.")] = 9,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Where to write the numbers and what they rest on.")
+    ] = None,
+    set_: Sets = None,
+    config_: ConfigFile = None,
+) -> None:
+    """Time the methods' own stages at the shape of LLaVA-1.5-7B, with random weights; nothing is downloaded."""
+    from . import methods
+
+    if not stages:
+        raise ConfigError("Say what is timed: --stages.")
+    if json_ is not None and not json_.absolute().parent.is_dir():
+        raise SettingError(f"--json {json_}: name a file in a folder that exists.")
+    options = {"--method": method, "--budget": budget, "--keep-ratio": keep_ratio, "--match": match}
+    document, settings = _gather(config_, options, set_, methods.registry.names())
+    _one(document, "budget", "budget", settings.model.budget)
+    _, chosen = _methods(document, settings, None if config_ else BUDGET, inside=True)
+    _quiet()
+    from rich.console import Console
+
+    from .measure import latency
+    from .measure.evaluate import labelled
+    from .measure.report import table
+    from .measure.store import write_json
+
+    rows, cols = latency.Shape().grid
+    for made in chosen:
+        made.check(rows * cols)
+    measured = latency.stages(labelled(chosen), threads=threads, batch=batch, dtype=dtype.value, rounds=rounds)
+    table.draw(latency.sheet(measured), Console())
+    typer.echo(latency.remark(measured))
+    if json_ is not None:
+        write_json(json_, measured)
+
+
 class Listed(StrEnum):
     """What can be listed, and the folder it is read from."""
 
@@ -360,22 +419,26 @@ def _gather(
 
 def _method(document: Document, settings: Settings, default: int | None) -> Any:
     """The one method of a command that takes one."""
-    for key, values in (("model_type", settings.model.model_type), ("budget", settings.model.budget)):
-        if len(values) > 1:
-            noun = "method" if key == "model_type" else "budget"
-            raise ConfigError(
-                f"{document.origin(('model', key))}: this command takes one {noun}, not {', '.join(map(str, values))}."
-            )
+    _one(document, "model_type", "method", settings.model.model_type)
+    _one(document, "budget", "budget", settings.model.budget)
     _, (chosen,) = _methods(document, settings, default)
     return chosen
 
 
+def _one(document: Document, key: str, noun: str, values: Sequence[object]) -> None:
+    if len(values) > 1:
+        raise ConfigError(
+            f"{document.origin(('model', key))}: this command takes one {noun}, not {', '.join(map(str, values))}."
+        )
+
+
 def _methods(
-    document: Document, settings: Settings, default: int | None
+    document: Document, settings: Settings, default: int | None, inside: bool = False
 ) -> tuple[dict[str, dict[str, Any]], list[Any]]:
     """The methods that run, each at every budget, and by name the settings that a configuration says this with.
 
-    `default`: the budget where nothing says how many tokens are sent.
+    `default`: the budget where nothing says how many tokens are sent. `inside`: of methods inside the LLM, too; there
+    it depends on the LLM's depth what can be met.
     """
     from . import methods
 
@@ -395,7 +458,7 @@ def _methods(
     asked, made = {}, []
     for name in names:
         plain = _built(document, settings, name)
-        sized = _sized(settings, plain, default)
+        sized = _sized(settings, plain, default, inside)
         made += sized
         asked[name] = methods.settings(sized[0] if len(sized) == 1 else plain)
     return asked, made
@@ -424,7 +487,7 @@ def _built(document: Document, settings: Settings, name: str) -> Any:
         raise ConfigError(f"{document.origin_of(name, setting)}: {error}") from error
 
 
-def _sized(settings: Settings, plain: Any, default: int | None) -> list[Any]:
+def _sized(settings: Settings, plain: Any, default: int | None, inside: bool) -> list[Any]:
     """The method at every budget that is asked for, unless its own settings name one."""
     from .methods.base import LayerMethod
 
@@ -433,9 +496,10 @@ def _sized(settings: Settings, plain: Any, default: int | None) -> list[Any]:
         return [plain]
     if settings.model.keep_ratio is not None:
         return [replace(plain, keep_ratio=settings.model.keep_ratio)]
-    # What can be met inside an LLM depends on its depth, so there the usual budget is not forced on anybody.
     given = settings.of(plain.name)
-    if isinstance(plain, LayerMethod) or any(part.sizing & _named(given.get(part.name, given)) for part in both):
+    if (isinstance(plain, LayerMethod) and not inside) or any(
+        part.sizing & _named(given.get(part.name, given)) for part in both
+    ):
         default = None
     budgets: list[Any] = [*settings.model.budget] or [default]
     return [replace(plain, budget=budget) for budget in budgets]

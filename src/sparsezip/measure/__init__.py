@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["benchmarks", "evaluate", "metrics", "records", "report", "runners", "store"]
+__all__ = ["benchmarks", "evaluate", "latency", "metrics", "records", "report", "runners", "store"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -29,20 +29,22 @@ class Sheet:
 
 def show(results: Mapping[str, Any], console: Console) -> None:
     """Print the tables and what a reader of them has to know."""
-    width = console.width
-    console.width = WIDE
     for sheet in sheets(results):
-        drawn = Table(
-            title=escape(sheet.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-        )
-        for number, heading in enumerate(sheet.headings):
-            drawn.add_column(escape(heading), justify="right" if number else "left", no_wrap=True)
-        for row in sheet.rows:
-            drawn.add_row(*map(escape, row))
-        console.print(drawn)
-    console.width = width
+        draw(sheet, console)
     for line in _remarks(results):
         console.print(escape(line), highlight=False)
+
+
+def draw(sheet: Sheet, console: Console) -> None:
+    """Print one table, as wide as it is."""
+    width, console.width = console.width, WIDE
+    drawn = Table(title=escape(sheet.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(sheet.headings):
+        drawn.add_column(escape(heading), justify="right" if number else "left", no_wrap=True)
+    for row in sheet.rows:
+        drawn.add_row(*map(escape, row))
+    console.print(drawn)
+    console.width = width
 
 
 def markdown(results: Mapping[str, Any]) -> str:
