@@ -3,7 +3,7 @@
 Paper: Wang et al., "AutoPrune: Each Complexity Deserves a Pruning Policy", NeurIPS 2025.
 Code: AutoLab-SAI-SJTU/AutoPrune @ e4a9918, llava/model/language_model/modelling_sparse_llama.py.
 Parity: no golden vectors; the information and the curve are tested against their formulas, written out once more.
-Differs: no first cut by CLS attention, no recycling; without paper=True no epsilon in the information, old positions.
+Differs: no cut by CLS attention, no recycling; by default no epsilon, positions stay, the first layer fits the depth.
 """
 
 from dataclasses import dataclass, replace
