@@ -138,6 +138,7 @@ def test_prumerge_plus_leaves_something_out_where_the_authors_steps_do_not():
     assert methods.PruMergePlus(ratio=0.2).compress(captures).tokens == [231] * 2
     kept = methods.PruMergePlus(ratio=0.2).compress(captures).kept[0]
     assert len(kept) == len(kept.unique()) == 230
+    assert set(methods.PruMerge(ratio=0.2).compress(captures).kept[0].tolist()) < set(kept.tolist())
     assert len(methods.PruMergePlus(ratio=0.2, paper=True).compress(captures).kept[0]) == 115 + 115
     assert len(methods.PruMergePlus(ratio=0.4, paper=True).compress(captures).kept[0]) == 230 + 287
 
@@ -180,6 +181,12 @@ def test_hired(path, name, rate, budget, paper):
     selects(methods.HiRED(paper=paper, **settings).compress(captures), captures, expected["indices"])
     if rate == "0.2":
         selects(methods.HiRED(paper=paper).compress(captures), captures, expected["indices"])
+
+
+def test_hired_rounds_a_ratio_and_its_authors_cut_it():
+    captures, _ = read(FILES[0], "")
+    assert methods.HiRED(keep_ratio=0.3).compress(captures).tokens == [173] * 2
+    assert methods.HiRED(keep_ratio=0.3, paper=True).compress(captures).tokens == [172] * 2
 
 
 def tiled(path, rows, cols):
@@ -225,6 +232,7 @@ def test_hired_wants_whole_groups_of_tiles_and_an_early_layer():
     with pytest.raises(SettingError, match="its tiles, 5 in all"):
         methods.HiRED().compress(image(captures, 0, 1, 2, 3))
     assert methods.HiRED(alpha=0.0).compress(captures).tokens[0] == 0
+    assert methods.HiRED(alpha=0.0, budget=575).compress(captures).tokens == [571] + [576] * 4
     assert sum(methods.HiRED(alpha=1.0, budget=300).compress(captures).tokens) == 1500
     assert methods.HiRED(alpha=1.0, budget=300, paper=True).compress(captures).tokens == [576] + [231] * 4
 

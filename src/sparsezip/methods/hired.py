@@ -82,6 +82,5 @@ class HiRED(Method):
         found = torch.bincount(place[best], minlength=tiles)
         shares = found if found.any() else found + 1
         if self.paper:
-            cut = (shares / shares.sum() * (total - whole)).int().clamp(max=patches)
-            return [whole, *cut.tolist()]
+            return [whole, *(shares / shares.sum() * (total - whole)).int().tolist()]
         return [whole, *apportion(total - whole, shares.tolist(), patches)]
