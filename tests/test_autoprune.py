@@ -85,6 +85,8 @@ def test_what_the_text_attends_to_stays():
     assert len(kept) == int(40 * 0.75 / (1 + math.exp(0.4 * (20 - 15.3))))
 
 
-def test_without_a_budget_it_is_the_authors_64():
+def test_without_a_budget_it_is_the_authors_64_wherever_that_can_be_met():
     assert AutoPrune().plan(576, LLM) == AutoPrune(budget=64).plan(576, LLM)
-    assert AutoPrune(keep_ratio=0.25).plan(576, LLM) == AutoPrune(budget=144).plan(576, LLM)
+    assert AutoPrune().plan(576, Decoder(layers=6)) == AutoPrune(budget=144).plan(576, Decoder(layers=6))
+    assert AutoPrune().plan(2880, LLM) == AutoPrune(budget=270).plan(2880, LLM)
+    assert AutoPrune().plan(49, LLM) == [49] * 30

@@ -226,6 +226,18 @@ def test_the_plan_costs_the_budget(name, paper, match, visual):
 
 
 @each
+@pytest.mark.parametrize("visual", [1, 49, 576, 2880])
+def test_without_a_budget_there_is_a_plan_for_every_llm_or_the_settings_say(name, visual):
+    for llm in LLMS:
+        method = methods.method(name)
+        plan = method.plan(visual, llm)
+        if plan is not None:
+            assert len(plan) == len(method.after(llm.layers))
+            assert visual >= plan[0] >= plan[-1] >= 1
+            assert plan == sorted(plan, reverse=True)
+
+
+@each
 def test_a_ratio_is_a_share_of_the_tokens(name):
     for ratio in (0.3, 0.5, 0.9, 1.0):
         by_ratio = methods.method(name, keep_ratio=ratio).plan(576, LLMS[2])

@@ -6,6 +6,7 @@ Parity: no golden vectors; the information and the curve are tested against thei
 Differs: no cut by CLS attention, no recycling; by default no epsilon, positions stay, the first layer fits the depth.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from ..ops.attention import asking, information, rows
 from ..ops.select import top
-from ..tensors import Kept, LayerView
+from ..tensors import Decoder, Kept, LayerView
 from .base import LayerMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoPrune(LayerMethod):
-    """Spend `budget` (64 unless said otherwise) along 0.75 / (1 + exp(k (layer - x0 - k))), scaled to cost just that.
+    """Spend the budget along 0.75 / (1 + exp(k (layer - x0 - k))), scaled to cost just that.
 
     k = max(0, k0 - gamma x the mutual information of text and image), in bits, summed over heads, in an image's first
     view: where the two share much the curve is flat, so most tokens go at once, and otherwise it falls late and far.
@@ -41,9 +42,15 @@ class AutoPrune(LayerMethod):
         (first,) = self._placed(None, (2,), layers)
         return list(range(first, layers - 1))
 
-    def asked(self, patches: int) -> int | None:
-        """The budget, or 64."""
-        return super().asked(patches) or 64
+    def plan(self, visual: int, llm: Decoder) -> list[int] | None:
+        """Along the curve. Without a budget it is for 64, or half more than the layers in front of the first drop cost.
+
+        Raises BudgetError for a budget that cannot be met.
+        """
+        if self.asked(visual) is not None:
+            return super().plan(visual, llm)
+        front = visual * (self.after(llm.layers)[0] + 1) / llm.layers
+        return replace(self, budget=max(64, math.ceil(1.5 * front))).plan(visual, llm)
 
     def settled(self, view: LayerView) -> LayerMethod:
         """With the k of this image for k0."""
