@@ -161,8 +161,9 @@ def new(count):
 
 @torch.no_grad()
 def by_hand(llm, row, method, choices, decoded=0):
-    """The final hidden states of one row with one image, and those of `decoded` further tokens.
+    """The final hidden states of one row with one image and `decoded` further tokens, and what entered each layer.
 
+    Then, for every place behind the last drop, the set of the tokens in it.
     `choices`: the indices each drop keeps. Every layer is run on its own sequence, with a mask made here.
     """
     embeds, visual = row
@@ -171,7 +172,7 @@ def by_hand(llm, row, method, choices, decoded=0):
     start, count = int(visual.nonzero()[0]), int(visual.sum())
     column = torch.arange(hidden.shape[1])
     position, size = column.clone(), torch.ones(hidden.shape[1])
-    entering, own = [], column.clone()
+    entering, own, held = [], column.clone(), [{token} for token in range(count)]
     choices = list(choices)
     for index, layer in enumerate(llm.layers):
         entering.append(count)
@@ -204,9 +205,13 @@ def by_hand(llm, row, method, choices, decoded=0):
         if method.weighs:
             size[start : end + len(middle)] = made.sizes[0]
         count = len(kept) + len(middle)
+        went = made.source[0].tolist()
+        held = [
+            set().union(*(old for old, to in zip(held, went, strict=True) if to == place)) for place in range(count)
+        ]
     whole = torch.zeros(len(embeds) + decoded, hidden.shape[2])
     whole[own[own >= 0]] = llm.norm(hidden)[0, own >= 0]
-    return whole, entering
+    return whole, entering, held
 
 
 class Watched:
@@ -252,12 +257,17 @@ def test_equals_layers_put_together_by_hand(settings, attention, kind):
     llm, row = make_llm(attention), prompt(16)
     method = Watched(kind(**settings))
     run = Run(llm, method, [row], [[16]])
-    expected, entering = by_hand(llm, row, method, method.choices)
+    expected, entering, held = by_hand(llm, row, method, method.choices)
     close(run.hidden[0], expected)
     assert expected.abs().max() > 1
     assert run.images[0].entering == entering
     assert entering[-1] < 16
-    whole, _ = by_hand(llm, row, method, method.choices, decoded=3)
+    image = run.images[0]
+    assert [set((image.source == place).nonzero()[:, 0].tolist()) for place in range(len(held))] == held
+    assert set(image.source.tolist()) <= {-1, *range(len(held))}
+    assert all(own in tokens for own, tokens in zip(image.own.tolist(), held, strict=True) if own >= 0)
+    assert (image.own[len(method.choices[-1]) :] == -1).all()  # a merged token is none of those that came in
+    whole, _, _ = by_hand(llm, row, method, method.choices, decoded=3)
     for step, hidden in enumerate(run.steps):
         close(hidden[0], whole[len(row[0]) + step])
     # Each layer's cache is as long as what the layer saw.

@@ -1,7 +1,10 @@
 """A pair of methods has a name, settings and a place in configurations like any method."""
 
 import pytest
+import torch
 import yaml
+from made_captures import captures, questions
+from made_views import view
 
 from sparsezip import cli, config, methods
 from sparsezip.errors import ConfigError, SettingError, UnknownNameError
@@ -14,6 +17,14 @@ def test_a_pair_is_built_from_its_name():
     assert made.inner == methods.method("fastv", r=0.5, budget=64)
     assert made.name == methods.method(" visionzip | fastv ").name == "visionzip|fastv"
     assert "visionzip|fastv" not in methods.registry.names()
+
+
+def test_at_the_tensor_level_it_is_its_two_parts():
+    made, captured, seen = methods.method("trim|fastv", trim={"budget": 12}), captures(), view()
+    assert (made.needs, made.uses) == (made.outer.needs, made.outer.uses)
+    both = made.compress(captured, questions()), made.outer.compress(captured, questions())
+    assert all(torch.equal(*kept) for kept in zip(both[0].kept, both[1].kept, strict=True))
+    assert torch.equal(made.keep(seen).indices[0], made.inner.keep(seen).indices[0])
 
 
 @pytest.mark.parametrize(

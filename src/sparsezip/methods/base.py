@@ -291,6 +291,22 @@ class Pair(Method):
         needs: frozenset[str] = self.outer.needs
         return needs
 
+    @property
+    def uses(self) -> frozenset[str]:
+        """What the outer one uses."""
+        uses: frozenset[str] = self.outer.uses
+        return uses
+
+    def compress(self, captures: Captures, question: Question | Sequence[Question | None] | None = None) -> Compressed:
+        """What the outer one sends to the LLM."""
+        compressed: Compressed = self.outer.compress(captures, question)
+        return compressed
+
+    def keep(self, view: LayerView) -> Kept:
+        """What the inner one lets go on inside the LLM."""
+        kept: Kept = self.inner.keep(view)
+        return kept
+
     def check(self, patches: int) -> None:
         """Raise BudgetError if the outer one cannot send what it is to send."""
         self.outer.check(patches)
