@@ -58,6 +58,7 @@ def test_scores_are_computed_in_float32_and_merged_tokens_keep_their_dtype(metho
         **{name: getattr(low, name).float() for name in ("q", "k", "hidden", "embeds")},
         rope=tuple(part.float() for part in low.rope),
     )
+    assert torch.equal(attention.rows(low.q, low.k, low.text[0]), attention.rows(wide.q, wide.k, wide.text[0]))
     kept, expected = method.keep(low), method.keep(wide)
     assert all(map(torch.equal, kept.indices, expected.indices))
     assert all(map(torch.equal, kept.source, expected.source))
@@ -131,6 +132,11 @@ def test_words_that_do_not_rate_are_not_heard():
 
 
 def test_far_gravity_is_held_above_zero():
+    far = view(rows=1, rope=None)
+    far.position_ids[0, -5:] += 1707 - 30  # where RoPE(1) meets itself at less than 0
+    held, published = (SparseVLM(version="2.0", paper=paper).attention(far) for paper in (False, True))
+    assert (held > 0).all()
+    assert (published / held).max() == pytest.approx(50)
     rope = attention.rotary(torch.arange(1800)[None])
     query, distance_0 = torch.tensor([1799]), 128**0.5
     pull = attention.gravity(rope, query, floor=0)[0, 0]
@@ -283,6 +289,21 @@ def test_recycling_keeps_the_published_proportion_under_a_budget():
         assert len(SparseVLM().keep(made).indices[0]) == kept
     for count, kept in ((1, 1), (3, 3), (4, 3), (8, 6), (40, 30)):
         assert len(SparseVLM().keep(view(rows=1, visual=576, count=count)).indices[0]) == kept
+
+
+def test_a_table_for_more_tokens_than_there_are_keeps_them_all_or_as_published_makes_one_anew():
+    made = view(rows=1, visual=100)
+    assert SparseVLM().keep(made).indices[0].tolist() == list(range(100))
+    published = SparseVLM(paper=True).keep(made)
+    assert (len(published.indices[0]), published.tokens) == (99, [100])
+
+
+def test_attention_of_full_rank_keeps_everything():
+    method = SparseVLM(version="1.0", scale=0.5, bias=0.0)
+    for text, rank, kept in ((40, 4, 4), (1, 1, 1)):
+        made = view(rows=1, visual=4, text=text)
+        assert torch.linalg.matrix_rank(method.attention(made)) == rank
+        assert len(method.keep(made).indices[0]) == kept
 
 
 def test_positions_are_counted_anew_as_published_only():
