@@ -315,6 +315,21 @@ def test_the_method_is_shown_what_the_layer_sees(llm, kind):
             close(view.rope[0], cos)
 
 
+def test_an_unusual_attention_scale_is_in_the_queries(llm):
+    seen = []
+
+    class Shown(Watched):
+        def keep(self, view):
+            seen.append(view.q)
+            return super().keep(view)
+
+    llm, row = copy.deepcopy(llm), prompt(16)
+    Run(llm, Shown(Halves()), [row], [[16]])
+    llm.layers[0].self_attn.scaling *= 3
+    Run(llm, Shown(Halves()), [row], [[16]])
+    close(seen[2], 3 * seen[0])
+
+
 def test_looking_ahead_shows_the_next_layers_queries(llm):
     seen = []
 

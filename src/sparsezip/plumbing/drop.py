@@ -287,6 +287,8 @@ class Drop:
     # -- listening -----------------------------------------------------------------------------------------------
 
     def _hear(self, query: Tensor, key: Tensor, scale: float) -> None:
+        usual = query.shape[-1] ** -0.5  # which methods go by
+        query = query if scale == usual else query * (scale / usual)
         self._heard = [query, key.repeat_interleave(query.shape[1] // key.shape[1], 1)]
         if self._peeking:
             raise _Heard
