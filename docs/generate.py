@@ -1,28 +1,59 @@
-"""Write docs/methods.md from the headers of the method files: `python docs/generate.py`."""
+"""Write docs/methods.md from the headers of the method files, and what was measured: `python docs/generate.py`.
 
+methods_results.json is what `sparsezip report RUN --out docs/methods_results.json` picks from a run; surprises.md is
+written by hand, about these results.
+"""
+
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
+from sparsezip.measure.report import chart, table
 from sparsezip.methods import registry
 
-PAGE = Path(__file__).parent / "methods.md"
-COMMON = ("budget", "keep_ratio", "match", "paper")
+DOCS = Path(__file__).parent
+PAGE, PICTURE, RESULTS, SURPRISES = (
+    DOCS / name for name in ("methods.md", "methods.svg", "methods_results.json", "surprises.md")
+)
+COMMON = ("budget", "keep_ratio", "match", "paper")  # settings of every method
 FIELDS = ("Paper", "Code", "Parity", "Differs")
 INTRO = """\
 # Methods
 
 Written by `docs/generate.py` from the headers of the files in `src/sparsezip/methods`.
 Every method also takes `budget` (tokens per image, all of them counted), `keep_ratio` (the same as a share of the
-patches) and `paper` (the published formulas, defaults and quirks; what it changes stands under *Differs*).
-The block below a method holds its own settings with their defaults.
+patches), `match` (what that is the measure of where tokens are dropped inside the LLM: `mean_tokens_per_layer`,
+`tokens` behind the last drop, or `flops` of the prefill) and `paper` (the published formulas, defaults and quirks; what
+it changes stands under *Differs*).
+The block below a method holds its own settings with their defaults. Two methods make a pair, `visionzip|fastv`: one in
+front of the LLM, then one inside it.
+"""
+COMPARED = """\
+## How they compare
+
+![What is left of the score when fewer visual tokens are processed](methods.svg)
 """
 
 
 def page() -> str:
     """The whole page."""
-    return INTRO + "".join(f"\n{_section(name)}" for name in registry.names())
+    return INTRO + "".join(f"\n{_section(name)}" for name in registry.names()) + _compared()
+
+
+def picture() -> str | None:
+    """The picture on it; None where nothing was measured."""
+    return chart.svg(json.loads(RESULTS.read_text("utf-8"))) if RESULTS.exists() else None
+
+
+def _compared() -> str:
+    if not RESULTS.exists():
+        return ""
+    parts = [COMPARED, table.budgets_markdown(json.loads(RESULTS.read_text("utf-8")))]
+    if SURPRISES.exists():
+        parts.append(SURPRISES.read_text("utf-8"))
+    return "".join(f"\n{part}" for part in parts)
 
 
 def _section(name: str) -> str:
@@ -31,7 +62,10 @@ def _section(name: str) -> str:
     for line in filter(None, rest):
         key, colon, text = line.partition(": ")
         lines.append(f"- **{key}**: {text}" if colon and key in FIELDS else f"  {line.strip()}")
-    settings = {key: value for key, value in asdict(registry.get(name)()).items() if key not in COMMON}
+    kind = registry.get(name)
+    settings = {key: value for key, value in asdict(kind()).items() if key not in COMMON}
+    if settings and kind.sizing:
+        lines.append(f"- **How many tokens**: {', '.join(f'`{setting}`' for setting in sorted(kind.sizing))}")
     if settings:
         lines += ["", "```yaml", *(f"{key}: {_flow(value)}" for key, value in settings.items()), "```"]
     return "\n".join(lines) + "\n"
@@ -43,3 +77,6 @@ def _flow(value: object) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    drawn = picture()
+    if drawn is not None:
+        PICTURE.write_text(drawn, encoding="utf-8")

@@ -227,6 +227,27 @@ def test_eval_runs_every_method_at_every_budget(run, model, data, tmp_path):
     assert run("eval", "--config", folder / "config.yaml")[:2] == (0, out)
 
 
+def test_report_shows_a_run_and_writes_what_is_left_at_every_budget(run, model, data, tmp_path):
+    folder = tmp_path / "run"
+    _, shown, _ = run("eval", "--model", model, "--benchmark", "scenes", "--method", "keep_all,grid",
+                      "--budget", "6,3", "--data", data, "--limit", 4, "--out", folder)  # fmt: skip
+    code, out, err = run("report", folder)
+    assert (code, err) == (0, [])
+    assert out == shown.replace(f"Record, answers and results are in {folder}.\n", "")
+    assert "EM % by budget" in out
+    for suffix, start in ((".md", "**scenes"), (".svg", "<svg "), (".json", '{\n "budgets": [\n  6,\n  3\n ]')):
+        assert run("report", folder, "--out", tmp_path / f"compared{suffix}")[:2] == (0, "")
+        assert (tmp_path / f"compared{suffix}").read_text().startswith(start)
+    for wrong, message in (
+        ([tmp_path], "holds no run"),
+        ([folder, "--out", "a.png"], "name a .md, .svg or .json file"),
+        ([folder, "--out", "nowhere/a.md"], "in a folder that exists"),
+    ):
+        code, out, err = run("report", *wrong)
+        assert (code, out, len(err)) == (2, "", 1)
+        assert message in err[0]
+
+
 def test_what_says_how_many_tokens_may_be_a_ratio(run, model, image):
     for command in (["ask", image, "Why?"], ["compress", image]):
         code, out, _ = run(*command, "--model", model, "--method", "grid", "--keep-ratio", 0.25)
@@ -569,15 +590,16 @@ def test_help_version_and_lists_start_without_torch():
     script = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
         "from sparsezip.cli import main\n"
-        "commands = [[c, '--help'] for c in ('ask', 'compress', 'eval', 'list', 'testbed')] + [['--version']]\n"
+        "names = ('ask', 'compress', 'eval', 'report', 'time', 'list', 'testbed')\n"
+        "commands = [[c, '--help'] for c in names] + [['--version']]\n"
         "commands += [['list', c] for c in ('methods', 'models', 'benchmarks')]\n"
-        "commands += [['ask', 'x.png', 'y', '--config', 'z']]\n"
+        "commands += [['ask', 'x.png', 'y', '--config', 'z'], ['report', 'nowhere']]\n"
         "print([main(c) for c in commands], file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(SRC)}, capture_output=True, text=True
     )
-    assert done.stderr.splitlines()[-1] == str([0] * 9 + [2]), done.stderr
+    assert done.stderr.splitlines()[-1] == str([0] * 11 + [2] * 2), done.stderr
 
 
 def test_python_m_sparsezip_prints_nothing_but_the_answer(model, image):

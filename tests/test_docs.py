@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -180,8 +181,30 @@ def test_the_check_accepts_what_is_there(tmp_path):
     assert problems(Page(page, RIGHT)) == []
 
 
-def test_the_methods_page_is_current():
+@pytest.fixture(scope="module")
+def generate():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_methods_page_is_current(generate):
     assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run `make fix`"
+    if generate.picture() is not None:
+        assert generate.PICTURE.read_text(encoding="utf-8") == generate.picture(), "run `make fix`"
+
+
+def test_what_was_measured_is_on_the_methods_page(generate, tmp_path, monkeypatch):
+    for name in ("RESULTS", "SURPRISES"):
+        monkeypatch.setattr(generate, name, tmp_path / name)
+    assert "How they compare" not in generate.page()
+    assert generate.picture() is None
+    points = [{"budget": 64, "sent": 64.0, "per_layer": 64.0, "value": 83.0, "low": 80.5, "high": 85.0}]
+    benchmark = {"title": "POPE", "score": "acc %", "questions": 9, "images": 3, "groups": [], "methods": {"a": points}}
+    measured = {"budgets": [64], "measured": "On a model.", "missing": {}, "benchmarks": [benchmark]}
+    generate.RESULTS.write_text(json.dumps(measured))
+    assert generate.page().endswith("| a | - | 83.0 ± 2.5 |\n\nOn a model.\n")
+    assert ">a 83.0 at 64<" in generate.picture()
+    generate.SURPRISES.write_text("### It fell\n")
+    assert generate.page().endswith("On a model.\n\n### It fell\n")

@@ -247,7 +247,7 @@ def test_a_budget_that_one_method_cannot_meet_does_not_stop_the_others(data, tmp
     results = evaluate(Deep(), ["scenes"], sweep, tmp_path / "out", data=data, limit=6, console=console)
     assert results["methods"] == ["keep_all", "random(budget=64)", "grid(budget=64)", "grid(budget=32)"]
     assert results["left_out"] == {"random(budget=32)": "Random cannot reach 32."}
-    assert "random(budget=32) is left out. Random cannot reach 32." in results["notes"]
+    assert "random is left out at 32. Random cannot reach 32." in results["notes"]
     assert "Left out: random(budget=32)" in console.file.getvalue()
     assert "24 of 24 answers" in console.file.getvalue()
     assert list(results["record"]["config"]["methods"])[2] == "random(budget=32)"

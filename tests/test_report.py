@@ -1,14 +1,16 @@
 """What a report says of rows whose numbers can be worked out by hand, and that it says nothing it does not know."""
 
 import io
+import itertools
 import json
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from sparsezip.measure.clock import spread
 from sparsezip.measure.records import Row
-from sparsezip.measure.report import summary, table
+from sparsezip.measure.report import budgets, chart, summary, table
 
 RECORD = {
     "config": {"benchmarks": ["scenes"], "methods": {"keep_all": {}, "random": {}, "grid": {}}},
@@ -238,3 +240,108 @@ MARKDOWN = """\
 
 Model fake (1) on cpu, torch 2, transformers 5, 2026-01-01. Intervals are clustered by image; - means not measured.
 """
+
+
+# -- several budgets ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swept():
+    """Two methods at two budgets, one of them inside the LLM and left out at the lower one."""
+    methods = {"keep_all": {"name": "keep_all", "budget": None}}
+    for name in ("random", "grid"):
+        methods |= {f"{name}(budget={budget})": {"name": name, "budget": budget} for budget in (64, 32)}
+    record = {
+        **RECORD,
+        "config": {"benchmarks": ["scenes"], "methods": methods},
+        "left_out": {"grid(budget=32)": "Grid sees all. Raise the budget."},
+    }
+    given = [row for row in rows() if row.method == "keep_all"]
+    for row in rows():
+        if row.method == "random":
+            given += [
+                Row(
+                    **{
+                        **row.to_json(),
+                        "method": f"random(budget={budget})",
+                        "tokens": budget,
+                        "tokens_per_layer": budget,
+                    }
+                )
+                for budget in (64, 32)
+            ]
+        if row.method == "grid":
+            its = {**row.to_json(), "method": "grid(budget=64)", "tokens": 576, "tokens_per_layer": 63.7}
+            given.append(Row(**its))
+    return summary.summarise(record, given)
+
+
+def test_methods_stand_beside_each_other_at_every_budget(swept):
+    compared = budgets.compare(swept, "On a model.")
+    (benchmark,) = compared["benchmarks"]
+    assert compared["budgets"] == [64, 32]
+    assert {name: [point["value"] for point in its] for name, its in benchmark["methods"].items()} == {
+        "keep_all": [87.5], "random": [25.0, 25.0], "grid": [50.0],
+    }  # fmt: skip
+    assert json.loads(json.dumps(compared)) == compared
+    text = table.budgets_markdown(compared)
+    assert "| method | no budget | 64 | 32 |" in text
+    assert "| keep_all | 87.5 ± 39.5 (576) | - | - |" in text
+    assert "| random | - | 25.0 ± 45.6 | 25.0 ± 45.6 |" in text
+    assert "| grid | - | 50.0 ± 50.0 (63.7) | - |" in text
+    assert "`grid` is left out at 32. Grid sees all.\n\nOn a model.\n" in text
+    assert "grid is left out at 32. Grid sees all. Raise the budget." in swept["notes"]
+    assert text.split("\n\n")[1] in table.markdown(swept)
+    assert "by budget" not in MARKDOWN
+
+
+def test_a_name_keeps_what_is_no_budget():
+    assert summary.without_budget("a(budget=64, paper=True)", 64) == "a(paper=True)"
+    assert summary.without_budget("a(budget=64)", 64) == "a"
+    assert summary.without_budget("a(k=3)", None) == "a(k=3)"
+
+
+def drawn(swept):
+    """The elements of the picture by tag, each with its attributes and text."""
+    root = ElementTree.fromstring(chart.svg(budgets.compare(swept, "")))
+    found = {}
+    for element in root.iter():
+        found.setdefault(element.tag.rpartition("}")[2], []).append({**element.attrib, "text": element.text})
+    return found
+
+
+def test_the_picture_shows_every_point_where_it_belongs(swept):
+    shown = drawn(swept)
+    lines = [[tuple(map(float, dot.split(","))) for dot in line["points"].split()] for line in shown["polyline"]]
+    (whole,), (random64, random32), (grid64,) = lines
+    assert len(shown["circle"]) == 4
+    assert whole[0] < grid64[0] < random32[0]  # fewer tokens to the right
+    assert random64[0] == pytest.approx(grid64[0], abs=3)
+    assert whole[1] < grid64[1] < random64[1] == random32[1]  # more right answers are higher
+    scale = (whole[1] - random64[1]) / (87.5 - 25)
+    assert grid64[1] == pytest.approx(random64[1] + 25 * scale, abs=0.2)
+    assert [line["stroke-dasharray"] for line in shown["polyline"]] == ["", "", "6 3"]
+    texts = [text["text"] for text in shown["text"]]
+    assert {"keep_all 87.5 at 576", "random 25.0 at 32", "grid 50.0 at 63.7", "576", "64", "32"} <= set(texts)
+    assert "64" in texts
+    assert all(0 <= float(text["x"]) <= 960 for text in shown["text"])
+
+
+def test_labels_of_a_picture_never_lie_on_each_other():
+    places = chart._spread({str(number): 100.0 + number % 3 for number in range(12)}, 44, 300)
+    heights = sorted(places.values())
+    assert all(after - before >= chart.LINE for before, after in itertools.pairwise(heights))
+    assert heights[0] >= 44
+    assert heights[-1] <= 300
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"), [([62.5, 99.0], (60, 100, 5)), ([50.0], (50, 51, 1)), ([0.1, 0.9], (0.1, 0.9, 0.1))]
+)
+def test_an_axis_has_round_steps_around_its_values(values, ticks):
+    assert chart._ticks(values) == pytest.approx(ticks)
+
+
+def test_names_are_text_in_a_picture(swept):
+    results = json.loads(json.dumps(swept).replace("random", "a<b>|c"))
+    assert "a<b>|c 25.0 at 32" in [text["text"] for text in drawn(results)["text"]]

@@ -81,6 +81,20 @@ def budget_of(settings: Mapping[str, Any]) -> int | float | None:
     return budget
 
 
+def without_budget(label: str, budget: int | float | None) -> str:
+    """The label of a method at several budgets, without the one."""
+    return label.replace(f"(budget={budget})", "").replace(f"budget={budget}, ", "")
+
+
+def left_out(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The methods that could not meet some budget: {"budgets": those, "why": what was said of the first}."""
+    missing: dict[str, dict[str, Any]] = {}
+    for label, why in results["left_out"].items():
+        budget = budget_of(results["record"]["config"]["methods"][label])
+        missing.setdefault(without_budget(label, budget), {"budgets": [], "why": why})["budgets"].append(budget)
+    return missing
+
+
 def _others(methods: Mapping[str, Any], labels: Sequence[str], label: str) -> dict[str, str]:
     """The labels that a method is compared with, by name: of several floors the one at the same budget."""
     found = {}
@@ -192,7 +206,9 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
                     f"{made['title']}: the budgets differ, so scores do not compare at equal cost. "
                     f"Mean visual tokens per LLM layer: {listed}."
                 )
-    notes += [f"{label} is left out. {why}" for label, why in results["left_out"].items()]
+    for name, missing in left_out(results).items():
+        budgets = ", ".join(str(budget) for budget in missing["budgets"] if budget is not None)
+        notes.append(f"{name} is left out{f' at {budgets}' if budgets else ''}. {missing['why']}")
     if results["failed"]:
         notes.append(f"{results['failed']} of {results['answers']} answers failed and are not in any score.")
     first, *later = results["record"]["sessions"]

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..session import commit_shown
+from .budgets import compare
 from .summary import FLOOR, OTHERS
 
 NOT_MEASURED = "-"
@@ -49,23 +50,61 @@ def draw(sheet: Sheet, console: Console) -> None:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The same as Markdown."""
-    parts = []
-    for sheet in sheets(results):
-        rule = ["---", *["---:"] * (len(sheet.headings) - 1)]
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in (sheet.headings, rule, *sheet.rows)]
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
-        parts.append(f"**{sheet.title}**\n\n" + "\n".join(lines))
-    return "\n\n".join([*parts, *_remarks(results)]) + "\n"
+    return "\n\n".join([*map(_in_markdown, sheets(results)), *_remarks(results)]) + "\n"
+
+
+def budgets_markdown(compared: Mapping[str, Any]) -> str:
+    """What budgets.compare picked, as Markdown: methods by budget, what is missing, and on what it was measured."""
+    parts = [_in_markdown(_budgets(compared, benchmark)) for benchmark in compared["benchmarks"]]
+    for name, missing in compared["missing"].items():
+        why = missing["why"].split(". ")[0].rstrip(".")
+        parts.append(f"`{name}` is left out at {', '.join(map(str, missing['budgets']))}. {why}.")
+    return "\n\n".join([*parts, compared["measured"]]) + "\n"
+
+
+def _in_markdown(sheet: Sheet) -> str:
+    rule = ["---", *["---:"] * (len(sheet.headings) - 1)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (sheet.headings, rule, *sheet.rows)]
+    return f"**{sheet.title}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def sheets(results: Mapping[str, Any]) -> Iterator[Sheet]:
-    """The tables: the summary, the cost, then the scores of each benchmark and of its groups."""
+    """The tables: of several budgets, the methods by budget; the summary, the cost, the scores of each benchmark."""
+    compared = compare(results, "")
+    if len(compared["budgets"]) > 1:
+        yield from (_budgets(compared, benchmark) for benchmark in compared["benchmarks"])
     yield _summary(results)
     yield _cost(results)
     for benchmark in results["benchmarks"].values():
         yield _scores(results, benchmark)
         if benchmark["groups"]:
             yield _groups(results, benchmark)
+
+
+def _budgets(compared: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
+    """One row for each method, one column for each budget."""
+    columns = [None, *compared["budgets"]]
+    rows = []
+    for name, points in benchmark["methods"].items():
+        at = {point["budget"]: _point(point) for point in points}
+        rows.append([name, *(at.get(budget, NOT_MEASURED) for budget in columns)])
+    of = f" ({', '.join(benchmark['groups'])})" if benchmark["groups"] else ""
+    title = (
+        f"{benchmark['title']}{of}: {benchmark['score']} by budget, ± half its 95 % interval; "
+        f"{benchmark['questions']:,} questions on {benchmark['images']:,} images; "
+        "in brackets the mean visual tokens per LLM layer where it is not the budget"
+    )
+    return Sheet(title, ["method", "no budget", *map(str, compared["budgets"])], rows)
+
+
+def _point(point: Mapping[str, Any]) -> str:
+    if point["value"] is None:
+        return NOT_MEASURED
+    value, low, high = point["value"], point["low"], point["high"]
+    half = "" if low is None else f" ± {max(high - value, value - low):.1f}"
+    layers = point["per_layer"]
+    told = layers is not None and (point["budget"] is None or abs(layers - point["budget"]) >= 0.05)
+    return f"{value:.1f}{half}" + (f" ({round(layers, 1):g})" if told else "")
 
 
 def _summary(results: Mapping[str, Any]) -> Sheet:
@@ -167,14 +206,19 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     return Sheet(title, headings, rows)
 
 
-def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
+def measured(results: Mapping[str, Any]) -> str:
+    """On which model, with what and when."""
     record = results["record"]
     session = record["sessions"][0]
-    yield (
+    return (
         f"Model {record['model']['name']} ({record['model']['revision']}) on {record['model']['device']}, "
         f"torch {session['torch']}, transformers {session['transformers']}, "
         f"{session['started']}{commit_shown(session)}. Intervals are clustered by image; - means not measured."
     )
+
+
+def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
+    yield measured(results)
     for note in results["notes"]:
         yield f"Note: {note}"
     for failure in results["failures"]:

@@ -1,0 +1,54 @@
+"""What every method scored at every budget, picked from the results of a run: small enough to be kept and drawn.
+
+compared["budgets"]         those of the run, in the order they were asked for
+compared["measured"]        on which model, with what, when
+compared["missing"]         {method: {"budgets", "why"}}: budgets that a method could not meet
+compared["benchmarks"]      one for each: "title", "score" (its headline's heading), "questions", "images", "groups"
+    ["methods"][name]       points, the most tokens first: "budget" (None: the method's own settings), "sent" and
+                            "per_layer" (mean visual tokens, into the LLM and into each of its layers), "value",
+                            "low" and "high" (95 % interval) as they are shown, in percent where the heading says so
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .summary import budget_of, left_out, without_budget
+
+
+def compare(results: Mapping[str, Any], measured: str) -> dict[str, Any]:
+    """The points of a run; `measured`: the line that says on what."""
+    methods = results["record"]["config"]["methods"]
+    budgets = dict.fromkeys(budget_of(methods[label]) for label in methods)
+    return {
+        "budgets": [budget for budget in budgets if budget is not None],
+        "measured": measured,
+        "missing": left_out(results),
+        "benchmarks": [_benchmark(results, made) for made in results["benchmarks"].values()],
+    }
+
+
+def _benchmark(results: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    methods = results["record"]["config"]["methods"]
+    heading = made["columns"][made["headline"]]
+    factor = 100 if heading.endswith("%") else 1
+    series: dict[str, list[dict[str, Any]]] = {}
+    for label in results["methods"]:
+        budget, mine = budget_of(methods[label]), made["methods"][label]
+        score = mine["scores"][made["headline"]]
+        shown = {key: None if value is None else round(factor * value, 2) for key, value in score.items()}
+        tokens = {"sent": _rounded(mine["tokens"]), "per_layer": _rounded(mine["tokens_per_layer"])}
+        series.setdefault(without_budget(label, budget), []).append({"budget": budget, **tokens, **shown})
+    return {
+        "title": made["title"],
+        "score": heading,
+        "questions": made["questions"],
+        "images": made["images"],
+        "groups": list(made["groups"]),
+        "methods": {
+            name: sorted(points, key=lambda point: -(point["per_layer"] or 0)) for name, points in series.items()
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
