@@ -46,8 +46,8 @@ def test_dispersed_picks_by_the_largest_distance_to_the_nearest_pick(count):
 
 @pytest.mark.parametrize("count", [1, 2, 9, 20])
 def test_determinantal_picks_by_the_largest_determinant(count):
-    quality = torch.rand(3, 40) + 0.1
-    kernel = score.likeness(vectors(dim=30)) * quality[:, :, None] * quality[:, None]
+    kernel, quality = score.likeness(vectors(dim=30)), torch.rand(3, 40) + 0.1
+    kernel = kernel * quality[:, :, None] * quality[:, None]
     for row, picks in zip(kernel.double().numpy(), select.determinantal(kernel, count).tolist(), strict=True):
         expected = []
         while len(expected) < count:
@@ -98,14 +98,28 @@ def test_of_equal_patches_the_lower_index_is_picked():
             assert all(p < 72 or p - 72 in order[: order.index(p)] for p in order), pick.__name__
 
 
-@pytest.mark.parametrize("name", ["divprune", "cdpruner", "scope", "mmtok", "tome"])
-def test_patches_that_are_not_numbers_cannot_be_chosen(name):
+def test_copies_of_one_patch_are_picked_once_each():
+    for pick in (select.dispersed, select.determinantal, select.covering):
+        assert pick(torch.ones(2, 9, 9), 7).tolist() == [list(range(7))] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("divprune", "projected"),
+        ("cdpruner", "projected"),
+        ("scope", "features"),
+        ("scope", "cls_attention"),
+        ("mmtok", "features"),
+        ("tome", "keys"),
+    ],
+)
+def test_patches_that_are_not_numbers_cannot_be_chosen(name, field):
     made = captures()
-    for field in ("features", "projected", "cls_attention", "keys"):
-        made = replace(made, **{field: getattr(made, field).clone()})
-        getattr(made, field)[1, -1, -1] = torch.nan
+    broken = getattr(made, field).clone()
+    broken[1, -1, -1] = torch.nan
     with pytest.raises(FailureError, match="image 1 of the batch are not finite"):
-        methods.method(name, budget=8).compress(made)
+        methods.method(name, budget=8).compress(replace(made, **{field: broken}))
 
 
 def matched(keys, count):
@@ -253,3 +267,17 @@ def test_every_greedy_choice_is_the_same_in_a_batch():
     for pick, i in itertools.product((select.dispersed, select.determinantal, select.covering), range(4)):
         assert torch.equal(pick(likeness[i, None], 40)[0], pick(likeness, 40)[i])
         assert torch.equal(score.likeness(made[i, None])[0], likeness[i])
+
+
+def test_mmtok_weighs_words_and_patches_alike_and_then_by_alpha():
+    made, words = captures(), torch.randn(4, 16)
+    method = methods.MMTok(alpha=0.3, text_temperature=0.1, image_temperature=0.5)
+    shares = method.shares(made, 1, Question(words=words))
+    for row in range(4 + made.patches):
+        if row < 4:
+            cosines = torch.cosine_similarity(words[row], made.projected[1], dim=-1)
+            expected = torch.exp(cosines / 0.1) / torch.exp(cosines / 0.1).sum() / 4
+        else:
+            cosines = torch.cosine_similarity(made.patch_features[1, row - 4], made.patch_features[1], dim=-1)
+            expected = 0.3 * torch.exp(cosines / 0.5) / torch.exp(cosines / 0.5).sum() / made.patches
+        torch.testing.assert_close(shares[:, row], expected)
