@@ -25,15 +25,15 @@ class CDPruner(Method):
 
     CLIP's patches turn away from the words that name them, so in CLIP space the relevance is the NEGATIVE cosine; in
     LLM space, into which the projector was trained to carry patches, it is the cosine itself. An image without a
-    question gets the most diverse patches. With `paper` CLIP space is the only one, and the relevance is scaled over
-    the whole batch.
+    question gets the most diverse patches. Where those picked span all others, these are chosen from as if nothing had
+    been picked. With `paper` CLIP space is the only one, and the relevance is scaled over the whole batch.
     """
 
     name: ClassVar[str] = "cdpruner"
 
     @property
     def needs(self) -> frozenset[str]:
-        """The patches as the LLM sees them and the question, with `paper` the patches in CLIP space too."""
+        """The patches as the LLM sees them and the question; with `paper` the patches in CLIP space too."""
         return frozenset({"projected", "question"} | ({"image_embeds"} if self.paper else set()))
 
     @property
