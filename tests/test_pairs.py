@@ -1,14 +1,21 @@
 """A pair of methods has a name, settings and a place in configurations like any method."""
 
+import json
+import re
+
 import pytest
 import torch
 import yaml
 from made_captures import captures, questions
 from made_views import view
+from tiny_vlm import make_model, make_processor, picture
+from transformers import AutoModelForImageTextToText
+from transformers.utils import logging
 
 from sparsezip import cli, config, methods
 from sparsezip.errors import ConfigError, SettingError, UnknownNameError
 from sparsezip.measure.evaluate import labelled
+from sparsezip.testbed import sets
 
 
 def test_a_pair_is_built_from_its_name():
@@ -162,3 +169,68 @@ def test_labels_name_what_methods_of_one_name_differ_in():
     ]
     with pytest.raises(SettingError, match="visionzip is asked for twice"):
         labelled([made[2], made[2]])
+
+
+# -- through the command line, on a model of 16 patches and 3 layers ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_model().save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run(capsys, tmp_path):
+    picture(1, 56).save(tmp_path / "image.png")
+    verbosity = logging.get_verbosity()
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    yield run
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+def test_ask_counts_what_the_layers_process(run, model, tmp_path):
+    asked = ["ask", tmp_path / "image.png", "Is there a star?", "--model", model, "--method"]
+    code, out, err = run(*asked, "visionzip|fastv", "--budget", 6)
+    assert (code, err) == (0, [])
+    mean = float(re.search(r"visionzip\|fastv: 12 of 16 visual tokens; mean per LLM layer ([\d.]+)", out)[1])
+    assert 5 < mean <= 6
+    code, out, _ = run(*asked, "fastv", "--budget", 4, "--match", "tokens")
+    assert code == 0
+    assert "fastv: 16 of 16 visual tokens; mean per LLM layer 8.0" in out  # 16, 4 and 4
+
+
+def test_what_a_pair_cannot_send_is_refused_before_a_model_is_opened(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail("opened"))
+    asked = ["ask", tmp_path / "image.png", "Why?", "--model", model, "--method", "visionzip|fastv"]
+    code, _, err = run(*asked, "--set", "visionzip.dominant=10", "--set", "visionzip.contextual=7")
+    assert (code, len(err)) == (2, 1)
+    assert "10 + 7 = 17" in err[0]
+
+
+def test_eval_leaves_out_what_the_layers_are_too_few_for(run, model, tmp_path):
+    sets.write(tmp_path / "data", 0, 2)
+    folder = tmp_path / "run"
+    wanted = ["eval", "--model", model, "--benchmark", "scenes", "--method", "keep_all,grid,fastv,visionzip|fastv",
+              "--budget", "8,4", "--data", tmp_path / "data", "--limit", 2, "--out", folder]  # fmt: skip
+    code, out, err = run(*wanted)
+    assert code == 0
+    assert any(line.startswith("Left out: fastv(budget=4). FastV lets all 16") for line in err)
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["left_out"]) == ["fastv(budget=4)"]
+    means = {label: made["tokens_per_layer"] for label, made in results["benchmarks"]["scenes"]["methods"].items()}
+    assert means["grid(budget=4)"] == 4
+    for label in ("fastv(budget=8)", "visionzip|fastv(budget=8)"):
+        assert 7 < means[label] <= 8
+    assert run(*wanted)[:2] == run("eval", "--config", folder / "config.yaml")[:2] == (0, out)
+    code, _, err = run(*wanted[:5], "--method", "fastv", "--budget", 4, *wanted[9:-1], tmp_path / "other")
+    assert (code, len(err)) == (2, 1)
+    assert "too much for a budget of 4" in err[0]
