@@ -11,7 +11,7 @@ from transformers import MaxLengthCriteria
 import sparsezip
 from sparsezip.errors import ImageError, UnsupportedCallError
 from sparsezip.models.llava import Llava
-from sparsezip.pipeline import VLM
+from sparsezip.vlm import VLM
 
 IMAGES = [picture(1), picture(2), picture(3)]
 QUESTIONS = ["What color is the star?", "Is there a red circle in it, and is it red?", "no?"]

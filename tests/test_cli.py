@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_vlm import make_model, make_processor, picture
 from transformers.utils import logging
 
-from sparsezip import cli, pipeline
+from sparsezip import cli, vlm
 from sparsezip.errors import FailureError
 from sparsezip.testbed import sets
 
@@ -66,7 +66,7 @@ def no_model(monkeypatch):
     def opened(*_: object, **__: object):
         raise AssertionError("a model was opened")
 
-    monkeypatch.setattr(pipeline, "load", opened)
+    monkeypatch.setattr(vlm, "load", opened)
     monkeypatch.setattr("sparsezip.models.load.load_tower", opened)
 
 
@@ -86,7 +86,7 @@ def test_ask_prints_the_answer_and_what_it_cost(run, model, image, tmp_path):
     code, out, err = run("ask", image, "Is there a star?", "--model", model, "--budget", 6, "--map", drawn)
     assert (code, err) == (0, [])
     answer, tokens, stages, _ = out.splitlines()
-    expected = pipeline.load(model).ask(image, "Is there a star?", cli_method("sparsezip", budget=6))
+    expected = vlm.load(model).ask(image, "Is there a star?", cli_method("sparsezip", budget=6))
     assert answer == expected.text
     assert tokens == "sparsezip: 6 of 16 visual tokens; mean per LLM layer 6.0"
     assert {"tower", "compress", "project", "prefill", "decode", "total"} <= {
@@ -129,7 +129,7 @@ def test_models_that_cannot_be_opened(run, image):
 
 
 def test_compress_runs_the_tower_alone(run, model, image, monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "load", lambda *_, **__: pytest.fail("the language model was loaded"))
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: pytest.fail("the language model was loaded"))
     drawn = tmp_path / "map.png"
     for question in ([], ["--question", "Is there a star?"]):
         code, out, err = run("compress", image, "--model", model, "--budget", 6, "--map", drawn, *question)
@@ -200,7 +200,7 @@ def test_eval_shows_and_keeps_what_it_measured(run, model, data, tmp_path, monke
     code, again, _ = run(*wanted)
     assert (code, again) == (0, out)
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "load", lambda *_, **__: pytest.fail("a model was opened"))
+        patched.setattr(vlm, "load", lambda *_, **__: pytest.fail("a model was opened"))
         code, _, err = run(*wanted, "--budget", 5)
     assert code == 2
     assert "holds a different run" in err[-1]
@@ -263,7 +263,7 @@ def test_a_clip_model_is_opened_with_the_other(run, image, monkeypatch):
         given.append(options.get("clip"))
         raise FailureError("enough")
 
-    monkeypatch.setattr(pipeline, "load", opened)
+    monkeypatch.setattr(vlm, "load", opened)
     monkeypatch.setattr("sparsezip.models.load.load_tower", opened)
     for clip in ([], ["--clip", "some/clip"], ["--set", "model.clip=other/clip"]):
         for command in (["ask", image, "Why?"], ["compress", image]):
@@ -535,7 +535,7 @@ def test_failures_are_one_line_and_1(run, image, monkeypatch, error):
     def fails(*_: object, **__: object):
         raise error
 
-    monkeypatch.setattr(pipeline, "load", fails)
+    monkeypatch.setattr(vlm, "load", fails)
     code, _, err = run("ask", image, "Why?")
     assert (code, len(err)) == (1, 1)
     assert "out of memory" in err[0] or err[0] == "sparsezip: a.png: full."

@@ -108,7 +108,7 @@ def ask(
     opened = _open(image, map_)
     _quiet()
     _check_tokens(settings, [chosen])
-    from .pipeline import load
+    from .vlm import load
 
     vlm = load(settings.model.model_path, **_loading(settings))
     answer = vlm.ask(opened, question, chosen, max_new_tokens=settings.model.max_new_tokens or 16)

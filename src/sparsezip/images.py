@@ -64,3 +64,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips everything above 255 to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
+
+
+def opened(image: Image.Image | str | Path) -> Image.Image:
+    """An image as RGB, whether it is open already or a file's path. Raises what `open_image` raises."""
+    return image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)

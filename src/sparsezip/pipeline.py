@@ -1,6 +1,7 @@
 """Pixels in, text out, with fewer visual tokens on the way. The page to read to see how the parts play together.
 
     pixels -> tower, tapped (capture) -> method (compress) -> projector -> shorter prompt (splice) -> transformers
+                                                          a method inside the LLM drops tokens on the way (Drop) ^
 
     with compress(model, method) as trace:
         model.generate(**inputs)          # unmodified transformers, here and in pipelines and plain model(**inputs)
@@ -10,29 +11,24 @@
 method run without gradients, the projector under the caller's gradient mode. One model serves one call at a time.
 """
 
-import inspect
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from transformers import StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from . import methods
 from .errors import AlreadyCompressedError, UnsupportedCallError, UnsupportedModelError
-from .images import open_image
-from .methods.base import Method
-from .models import load as checkpoints
+from .images import opened
+from .methods.base import LayerMethod, Method
 from .models.base import Adapter
 from .models.clip import ClipText
 from .models.load import Checkpoint, adapter_for
@@ -41,50 +37,9 @@ from .plumbing.drop import Image as Dropped
 from .plumbing.generate import Call, Interception, Setting, refuse_inside, refuse_unsupported
 from .plumbing.placeholders import PER_TOKEN, images_per_row, shortening
 from .plumbing.tap import Tap
-from .plumbing.words import Template, question_words, text_after_images
+from .reader import Asked, Reader
 from .tensors import Captures, Compressed, Question
-
-Asked = str | Question | Sequence[str | Question | None] | None  # one for all images, or one per image
-
-
-# -- what a call leaves behind -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class ImageTrace:
-    """What became of the patches of one image, in the grid that the tower makes of it.
-
-    Where tokens were dropped inside the LLM, `kept` and `source` tell of those that went through its last layer. Of an
-    image that a method scaled down no patch is kept; each is held by the token of the larger one at its centre.
-    """
-
-    kept: Tensor  # [kept] patch indices of the dominant tokens, raster order, CLS not counted
-    tokens: int  # visual tokens that reach the LLM
-    source: Tensor  # [patch] output token that holds the patch, -1: dropped
-    patches: int
-    grid: tuple[int, int]  # (rows, cols)
-    tokens_per_layer: list[int] = field(default_factory=list)  # that entered each LLM layer
-
-    @property
-    def K(self) -> int:  # noqa: N802  # the paper's name
-        """Number of dominant tokens, CLS not counted."""
-        return len(self.kept)
-
-
-@dataclass
-class Trace:
-    """What happened in the last call under compression."""
-
-    images: list[ImageTrace] = field(default_factory=list)  # in reading order, over all rows of the batch
-    # visual tokens entering each LLM layer, mean over images
-    tokens_per_layer: list[float] = field(default_factory=list)
-    # ms of the whole batch: tower, question, compress, project; clip, where patches are taken into CLIP's space
-    stages: dict[str, float] = field(default_factory=dict)
-
-    def clear(self) -> None:
-        """Forget the call before."""
-        self.images, self.tokens_per_layer, self.stages = [], [], {}
-
+from .trace import ImageTrace, Trace
 
 # -- compression of a model in place -------------------------------------------------------------------------------
 
@@ -188,11 +143,11 @@ def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> No
 class Splice:
     """One call's arguments in, those the model goes on with out: features in place of pixels, a shorter prompt."""
 
-    def __init__(self, adapter: Adapter, method: Method, reader: "Reader") -> None:
+    def __init__(self, adapter: Adapter, method: Method, reader: Reader) -> None:
         """`trace` tells of the last call."""
         self.adapter, self.method, self.reader, self.trace = adapter, method, reader, Trace()
         inner = method.parts[1]
-        dropping = partial(_timed, self.trace, "drop")
+        dropping = partial(self.trace.timed, "drop")
         self.drop = Drop(adapter.decoder, inner, self._dropped, dropping) if inner else None
 
     def restore(self) -> None:
@@ -224,7 +179,7 @@ class Splice:
 
         read = partial(self.reader, ids, mask, per_row)
         compressed = reduce(adapter, self.method, pixel_values, read, trace)
-        with _timed(trace, "project"):
+        with trace.timed("project"):
             tokens = project(adapter, compressed.features)
 
         call = {name: value for name, value in call.items() if name != "pixel_values"}
@@ -248,8 +203,12 @@ class Splice:
         return call
 
     def _dropped(self, images: list[Dropped]) -> None:
-        self.trace.images = [_through(*pair) for pair in zip(self.trace.images, images, strict=True)]
-        self.trace.tokens_per_layer = _mean_per_layer(self.trace.images)
+        self.trace.images = [
+            image.inside(dropped.source, dropped.own, dropped.entering)
+            for image, dropped in zip(self.trace.images, images, strict=True)
+        ]
+        layers = zip(*(image.tokens_per_layer for image in self.trace.images), strict=True)
+        self.trace.tokens_per_layer = [sum(layer) / len(images) for layer in layers]
 
     def _padding(self) -> int:
         # Masked, so any id would do for the model; logits processors see the ids and know the pad token.
@@ -281,12 +240,12 @@ def reduce(
     with torch.no_grad():
         captures = capture(adapter, pixel_values, wanted, low_layer=outer.low_layer, grid=grid, trace=trace)
         if read is not None and "question" in wanted:
-            with _timed(trace, "question"):
+            with trace.timed("question"):
                 questions = read()
-        with _timed(trace, "compress"):
+        with trace.timed("compress"):
             compressed = outer.compress(captures, questions)
     _check_counts(method, compressed, patches)
-    trace.images = _image_traces(own, captures, compressed)
+    trace.images = ImageTrace.of(own, captures, compressed)
     return compressed
 
 
@@ -308,7 +267,7 @@ def capture(
     own, heard_from = adapter.grid(pixel_values), adapter.heard_from(low_layer)
     grid = own if grid is None else grid
     with (
-        _timed(trace, "tower"),
+        trace.timed("tower"),
         Tap(
             adapter.layer, {name: heard_from[name] for name in heard_from.keys() & wanted}, has_cls=adapter.has_cls
         ) as tap,
@@ -319,10 +278,10 @@ def capture(
             adapter.tower(scaled(pixel_values, own, grid), interpolate_pos_encoding=True)
     captures = Captures(features=tap.features, grid=grid, **cast(Any, tap.heard))
     if "projected" in wanted:
-        with _timed(trace, "project"):
+        with trace.timed("project"):
             captures = replace(captures, projected=adapter.project(captures.patch_features))
     if "image_embeds" in wanted and adapter.clip is not None:
-        with _timed(trace, "clip"):
+        with trace.timed("clip"):
             captures = replace(captures, image_embeds=adapter.clip.patches(captures.patch_features))
     return captures
 
@@ -355,214 +314,6 @@ def _check_counts(method: Method, compressed: Compressed, patches: int) -> None:
             )
 
 
-def _image_traces(own: tuple[int, int], captures: Captures, compressed: Compressed) -> list[ImageTrace]:
-    kept, source = compressed.kept, compressed.source
-    if captures.grid != own:
-        covering = covered_by(own, captures.grid).to(captures.features.device)
-        kept, source = [indices[:0] for indices in kept], [places[covering] for places in source]
-    return [
-        ImageTrace(kept=indices, tokens=tokens, source=places, patches=own[0] * own[1], grid=own)
-        for indices, tokens, places in zip(kept, compressed.tokens, source, strict=True)
-    ]
-
-
-def _through(image: ImageTrace, dropped: Dropped) -> ImageTrace:
-    """What became of an image in front of the LLM, and then inside it."""
-    tokens = image.source[image.kept]
-    place = dropped.source[tokens]
-    stays = (place >= 0) & (dropped.own[place.clamp(min=0)] == tokens)
-    source = torch.where(image.source < 0, -1, dropped.source[image.source.clamp(min=0)])
-    return replace(image, kept=image.kept[stays], source=source, tokens_per_layer=dropped.entering)
-
-
-def _mean_per_layer(images: list[ImageTrace]) -> list[float]:
-    return [sum(layer) / len(images) for layer in zip(*(image.tokens_per_layer for image in images), strict=True)]
-
-
-def covered_by(grid: tuple[int, int], other: tuple[int, int]) -> Int[Tensor, "patch"]:
-    """For each patch of `grid` the one of `other`, laid over the same image, that covers its centre."""
-    rows, cols = (
-        (2 * torch.arange(count) + 1) * across // (2 * count) for count, across in zip(grid, other, strict=True)
-    )
-    return (rows[:, None] * other[1] + cols).flatten()
-
-
-class Reader:
-    """Makes the Question of every image of a call."""
-
-    def __init__(self, adapter: Adapter, wanted: frozenset[str], processor: Any, question: Asked) -> None:
-        """`question`: given by the user for all images or per image; None: read from the prompts.
-
-        With image_embeds among the `wanted` captures it is embedded by CLIP as well.
-        """
-        self.adapter, self.processor, self.given = adapter, processor, question
-        self.clip = adapter.clip if "image_embeds" in wanted else None
-        self.tokenizer = getattr(processor, "tokenizer", processor)
-        texts = [question] if isinstance(question, str | Question) else question or []
-        if processor is None and any(isinstance(text, str) for text in texts):
-            raise UnsupportedCallError("A question given as text has to be tokenised. Give processor= as well.")
-        if processor is None and question is None and self.clip is not None and "question" in wanted:
-            raise UnsupportedCallError("CLIP reads the question as text. Give processor=, or a Question of your own.")
-
-    def __call__(self, ids: Tensor, mask: Tensor | None, per_row: list[int]) -> list[Question | None]:
-        """One question per image, of prompts [row, token] that hold `per_row` images each."""
-        if self.given is None:
-            mask = torch.ones_like(ids) if mask is None else mask
-            read = [self._from_prompt(*row) if count else None for *row, count in zip(ids, mask, per_row, strict=True)]
-            return [question for question, count in zip(read, per_row, strict=True) for _ in range(count)]
-        if isinstance(self.given, str | Question):
-            return [self._from_user(self.given)] * sum(per_row)
-        return [self._from_user(question) for question in self.given]
-
-    def _from_prompt(self, row: Tensor, mask: Tensor) -> Question:
-        placeholder = self.adapter.placeholder
-        if self.processor is None:
-            return self._of(text_after_images(row, mask, placeholder))
-        return self._of(question_words(row, mask, placeholder, self.tokenizer, self._template))
-
-    @cached_property
-    def _template(self) -> Template:
-        return Template.of(self.processor, self.adapter.prompt)
-
-    def _from_user(self, question: str | Question | None) -> Question | None:
-        if isinstance(question, Question) and question.words is not None and question.tower is None:
-            return replace(question, tower=self.adapter.carry_back(_some(question.words)))
-        if not isinstance(question, str):
-            return question
-        ids = self.tokenizer(question, add_special_tokens=False)["input_ids"]
-        return self._of(torch.tensor(ids, dtype=torch.long), question)
-
-    def _of(self, words: Tensor, text: str | None = None) -> Question:
-        question = self.adapter.question(_some(words))
-        if self.clip is None:
-            return question
-        if text is None:
-            text = self.tokenizer.decode(words, clean_up_tokenization_spaces=False).strip()
-        return replace(question, clip=self.clip.text(text))
-
-
-def _some(words: Tensor) -> Tensor:
-    if not len(words):
-        raise UnsupportedCallError(
-            "The method reads the question, but there are no words in it. Ask something, or give question=."
-        )
-    return words
-
-
-@contextmanager
-def _timed(trace: Trace, stage: str) -> Iterator[None]:
-    start = _now()
-    yield
-    trace.stages[stage] = trace.stages.get(stage, 0.0) + _now() - start
-
-
-def _now() -> float:
-    """Milliseconds, once the GPU has caught up."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter() * 1000
-
-
-# -- a model that answers ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """One answer and what it cost."""
-
-    text: str
-    maps: ImageTrace  # where the patches went
-    tokens: int  # visual tokens that entered the LLM
-    tokens_before: int  # patches the tower made of the image
-    tokens_per_layer: list[float]
-    timing: dict[str, float]  # ms by stage, this answer's share of its batch
-
-
-class VLM(Checkpoint):
-    """A checkpoint with its processor, ready to be asked."""
-
-    def ask(
-        self,
-        image: Image.Image | str | Path,
-        question: str,
-        method: Method | str = "keep_all",
-        max_new_tokens: int = 16,
-        **generation: Any,
-    ) -> Answer:
-        """The answer to one question about one image. Arguments and errors as for `answer`."""
-        return self.answer([image], [question], method, max_new_tokens, **generation)[0]
-
-    def answer(
-        self,
-        images: Sequence[Image.Image | str | Path],
-        questions: Sequence[str],
-        method: Method | str = "keep_all",
-        max_new_tokens: int = 16,
-        **generation: Any,
-    ) -> list[Answer]:
-        """One answer per pair of image and question, decoded greedily in one batch.
-
-        `generation` goes to transformers' generate (do_sample=True, num_beams=4, ...). The timing's stages: prepare
-        (image and text processing), tower, question, compress, project, prefill (the rest up to the first token),
-        decode; "ttft" is the time to the first token and "total" everything.
-
-        Raises ImageError for an image that cannot be read, UnsupportedCallError for a question that holds an image
-        placeholder, for images and questions that do not pair up and for settings that do not return one text each,
-        and what `compress` raises.
-        """
-        _check_pairs(images, questions, generation)
-        if not len(images):
-            return []
-        start = _now()
-        inputs = self._prepare([_opened(image) for image in images], questions)
-        prepared = _now()
-        first = _FirstToken()
-        settings = {"do_sample": False, "num_beams": 1, "pad_token_id": self._pad_token} | generation
-        settings["stopping_criteria"] = [first, *(generation.get("stopping_criteria") or [])]
-        with compress(self.model, method, processor=self.processor, clip=self.adapter.clip) as trace:
-            sequences = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **settings)
-        end = _now()
-        texts = self.processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        ends = {"prepare": prepared - start, **trace.stages}
-        ends |= {"prefill": first.moment - start - sum(ends.values()), "decode": end - first.moment}
-        ends |= {"ttft": first.moment - start, "total": end - start}
-        timing = {stage: took / len(texts) for stage, took in ends.items()}
-        return [
-            Answer(
-                text=text.strip(),
-                maps=_on_cpu(image),
-                tokens=image.tokens,
-                tokens_before=image.patches,
-                tokens_per_layer=[float(tokens) for tokens in image.tokens_per_layer],
-                timing=dict(timing),
-            )
-            for text, image in zip(texts, trace.images, strict=True)
-        ]
-
-    def _prepare(self, images: list[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
-        for question in questions:
-            if self.processor.image_token in question:
-                raise UnsupportedCallError(
-                    f'The question "{question}" contains {self.processor.image_token}, which stands for an image. '
-                    "Leave it out: every question is asked about one image, which is put in front of it."
-                )
-        prompts = [self.prompt(question) for question in questions]
-        inputs = self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
-        if "token_type_ids" not in inspect.signature(self.model.forward).parameters:  # some tokenizers add them unasked
-            inputs.pop("token_type_ids", None)
-        return dict(inputs.to(self.model.device, self.model.dtype))
-
-    @property
-    def _pad_token(self) -> int:
-        tokenizer = self.processor.tokenizer
-        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-def load(name_or_path: str | Path, **options: Any) -> VLM:
-    """Open "testbed", a folder or a Hub id (device=, dtype=, ...) as a model that answers; see models/load.py."""
-    return VLM(**vars(checkpoints.load(name_or_path, **options)))
-
-
 def compress_images(
     checkpoint: Checkpoint,
     images: Sequence[Image.Image | str | Path],
@@ -578,6 +329,8 @@ def compress_images(
     that was opened without the weights for it.
     """
     adapter, method, trace = checkpoint.adapter, _method(method), Trace()
+    if isinstance(method, LayerMethod):
+        raise UnsupportedCallError(f"{method.name} works inside the language model, which is not run here. Use ask.")
     _check_offers(adapter, method, method.needs - {"question"})
     wanted = _wanted(adapter, method)
     if question is not None and "question" in wanted - adapter.offers:
@@ -586,7 +339,7 @@ def compress_images(
     if question is not None:
         texts = [question] * len(images) if isinstance(question, str) else question
         read = partial(_asked, checkpoint, Reader(adapter, wanted, checkpoint.processor, None), texts)
-    pixel_values = checkpoint.pixels([_opened(image) for image in images])
+    pixel_values = checkpoint.pixels([opened(image) for image in images])
     reduce(adapter, method, pixel_values, read, trace)
     return trace
 
@@ -595,37 +348,3 @@ def _asked(checkpoint: Checkpoint, reader: Reader, questions: Sequence[str]) -> 
     """The questions' own words as they stand in the prompts."""
     prompts = [checkpoint.processor.tokenizer(checkpoint.prompt(question)) for question in questions]
     return [reader(torch.tensor([prompt["input_ids"]]), None, [1])[0] for prompt in prompts]
-
-
-def _check_pairs(images: Sequence[Any], questions: Sequence[str], generation: dict[str, Any]) -> None:
-    if len(images) != len(questions):
-        raise UnsupportedCallError(
-            f"{len(images)} images came with {len(questions)} questions. Give one image per question; an image that is "
-            "asked about twice is given twice."
-        )
-    for name, usual in (("num_return_sequences", 1), ("return_dict_in_generate", False)):
-        if generation.get(name) not in (None, usual):
-            raise UnsupportedCallError(
-                f"The call asks for {name}={generation[name]!r}, but every question gets one answer, as text. Leave it "
-                "out, or call model.generate under compress()."
-            )
-
-
-def _opened(image: Image.Image | str | Path) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
-
-
-def _on_cpu(image: ImageTrace) -> ImageTrace:
-    return replace(image, kept=image.kept.cpu(), source=image.source.cpu())
-
-
-class _FirstToken(StoppingCriteria):
-    """Stops nothing; notes when the first token was there."""
-
-    def __init__(self) -> None:
-        self.moment = float("nan")
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if math.isnan(self.moment):
-            self.moment = _now()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -200,7 +200,7 @@ def _usual_prompt(model: str) -> str:
 
 
 def _load(name: str, **loading: Any) -> Model:
-    from ..pipeline import load  # only now: data at fault are told of before a model is opened
+    from ..vlm import load  # only now: data at fault are told of before a model is opened
 
     opened: Model = load(name, **loading)
     return opened

@@ -1,0 +1,94 @@
+"""What a call under compression leaves behind: where the patches of every image went, and what each stage took."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .tensors import Captures, Compressed
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTrace:
+    """What became of the patches of one image, in the grid that the tower makes of it.
+
+    Where tokens were dropped inside the LLM, `kept` and `source` tell of those that went through its last layer. Of an
+    image that a method scaled down no patch is kept; each is held by the token of the larger one at its centre.
+    """
+
+    kept: Tensor  # [kept] patch indices of the dominant tokens, raster order, CLS not counted
+    tokens: int  # visual tokens that reach the LLM
+    source: Tensor  # [patch] output token that holds the patch, -1: dropped
+    patches: int
+    grid: tuple[int, int]  # (rows, cols)
+    tokens_per_layer: list[int] = field(default_factory=list)  # that entered each LLM layer
+
+    @classmethod
+    def of(cls, own: tuple[int, int], captures: Captures, compressed: Compressed) -> list["ImageTrace"]:
+        """What a method made of images whose own grid is `own`, seen by the tower in that of the captures."""
+        kept, source = compressed.kept, compressed.source
+        if captures.grid != own:
+            covering = covered_by(own, captures.grid).to(captures.features.device)
+            kept, source = [indices[:0] for indices in kept], [places[covering] for places in source]
+        return [
+            cls(kept=indices, tokens=tokens, source=places, patches=own[0] * own[1], grid=own)
+            for indices, tokens, places in zip(kept, compressed.tokens, source, strict=True)
+        ]
+
+    def inside(self, source: Int[Tensor, "token"], own: Int[Tensor, "_"], entering: list[int]) -> "ImageTrace":
+        """The same image behind the LLM's drops.
+
+        `source`: for every token that entered the LLM the place that holds it at last, -1: dropped. `own`: for every
+        place the token that it is, -1: one made of several. `entering`: tokens that entered each layer.
+        """
+        tokens = self.source[self.kept]
+        place = source[tokens]
+        stays = (place >= 0) & (own[place.clamp(min=0)] == tokens)
+        held = torch.where(self.source < 0, -1, source[self.source.clamp(min=0)])
+        return replace(self, kept=self.kept[stays], source=held, tokens_per_layer=entering)
+
+    @property
+    def K(self) -> int:  # noqa: N802  # the paper's name
+        """Number of dominant tokens, CLS not counted."""
+        return len(self.kept)
+
+
+@dataclass
+class Trace:
+    """What happened in the last call under compression."""
+
+    images: list[ImageTrace] = field(default_factory=list)  # in reading order, over all rows of the batch
+    # visual tokens entering each LLM layer, mean over images
+    tokens_per_layer: list[float] = field(default_factory=list)
+    # ms of the whole batch: tower, question, compress, project; clip, where patches are taken into CLIP's space
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Forget the call before."""
+        self.images, self.tokens_per_layer, self.stages = [], [], {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time spent inside as that of `stage`."""
+        start = now()
+        yield
+        self.stages[stage] = self.stages.get(stage, 0.0) + now() - start
+
+
+def covered_by(grid: tuple[int, int], other: tuple[int, int]) -> Int[Tensor, "patch"]:
+    """For each patch of `grid` the one of `other`, laid over the same image, that covers its centre."""
+    rows, cols = (
+        (2 * torch.arange(count) + 1) * across // (2 * count) for count, across in zip(grid, other, strict=True)
+    )
+    return (rows[:, None] * other[1] + cols).flatten()
+
+
+def now() -> float:
+    """Milliseconds, once the GPU has caught up."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own
+        torch.cuda.synchronize()
+    return time.perf_counter() * 1000
