@@ -43,7 +43,7 @@ def _benchmark(results: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str,
         "score": heading,
         "questions": made["questions"],
         "images": made["images"],
-        "groups": list(made["groups"]),
+        "groups": sorted(made["groups"]),
         "methods": {
             name: sorted(points, key=lambda point: -(point["per_layer"] or 0)) for name, points in series.items()
         },
