@@ -178,9 +178,9 @@ class Splice:
         self.method.check(rows * cols)
 
         read = partial(self.reader, ids, mask, per_row)
-        compressed = reduce(adapter, self.method, pixel_values, read, trace)
+        captures, compressed = reduce(adapter, self.method, pixel_values, read, trace)
         with trace.timed("project"):
-            tokens = project(adapter, compressed.features)
+            tokens = project(adapter, captures, compressed)
 
         call = {name: value for name, value in call.items() if name != "pixel_values"}
         call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=cast(Any, tokens))}
@@ -226,8 +226,8 @@ def reduce(
     pixel_values: Float[Tensor, "image channel height width"],
     read: Callable[[], list[Question | None]] | None,
     trace: Trace,
-) -> Compressed:
-    """What the method in front of the LLM makes of [image, channel, height, width]; noted in the trace.
+) -> tuple[Captures, Compressed]:
+    """What the tower makes of the images, and the method in front of the LLM of that; noted in the trace.
 
     `read` gives the questions, if there are any, and is called if the method wants them.
     """
@@ -246,7 +246,7 @@ def reduce(
             compressed = outer.compress(captures, questions)
     _check_counts(method, compressed, patches)
     trace.images = ImageTrace.of(own, captures, compressed)
-    return compressed
+    return captures, compressed
 
 
 def capture(
@@ -297,12 +297,15 @@ def scaled(
     return small.to(pixel_values.dtype)
 
 
-def project(adapter: Adapter, features: list[Tensor]) -> list[Tensor]:
+def project(adapter: Adapter, captures: Captures, compressed: Compressed) -> list[Tensor]:
     """One [token, dim] per image through the projector to one [token, width] per image."""
-    lengths = [len(tokens) for tokens in features]
-    if len(set(lengths)) == 1:  # in the shape the unmodified model uses: the same kernel, the same bits
-        return list(adapter.project(torch.stack(features)))
-    return list(adapter.project(torch.cat(features)).split(lengths))
+    lengths, patches = compressed.tokens, captures.patch_features
+    sent = zip(compressed.features, patches, strict=True)
+    if all(len(own) == len(all_) and own.data_ptr() == all_.data_ptr() for own, all_ in sent):
+        return list(adapter.project(patches))  # laid out as in the unmodified model: the same kernel, the same bits
+    if len(set(lengths)) == 1:
+        return list(adapter.project(torch.stack(compressed.features)))
+    return list(adapter.project(torch.cat(compressed.features)).split(lengths))
 
 
 def _check_counts(method: Method, compressed: Compressed, patches: int) -> None:
