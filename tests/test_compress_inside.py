@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_compress import NEW, ROWS, alone, answers
 from tiny_vlm import NoAttentionMatrix, fingerprint, inputs_for, make_config, make_model, make_processor, picture
-from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache
+from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache, StoppingCriteria
 
 import sparsezip
 from sparsezip.errors import BudgetError, SettingError, UnsupportedCallError
@@ -261,6 +261,25 @@ def test_a_budget_out_of_reach_is_refused(model):
         model(**alone(ROWS[0]))
     with pytest.raises(SettingError, match="room for one"):
         sparsezip.methods.FastV() | sparsezip.methods.FastV()
+
+
+def test_a_call_that_failed_leaves_nothing_behind(model):
+    text = alone(ROWS[2])
+    expected = answers(model, text)
+
+    class Stops(StoppingCriteria):
+        def __call__(self, *_, **__):
+            raise KeyError("on the way")
+
+    hook = model.model.language_model.register_forward_pre_hook(lambda *_: 1 / 0)
+    with sparsezip.compress(model, sparsezip.methods.FastV(k=1)):
+        with pytest.raises(ZeroDivisionError):
+            answers(model, alone(ROWS[0]))
+        hook.remove()
+        assert torch.equal(answers(model, text), expected)
+        with pytest.raises(KeyError, match="on the way"):
+            answers(model, alone(ROWS[0]), stopping_criteria=[Stops()])
+        assert torch.equal(answers(model, text), expected)
 
 
 def test_the_method_sees_the_prompts_text(model):

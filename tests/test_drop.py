@@ -10,9 +10,9 @@ import torch
 from tiny_vlm import fingerprint
 from transformers import DynamicCache, LlamaConfig, LlamaModel, MistralConfig, MistralModel
 
-from sparsezip.errors import UnsupportedModelError
+from sparsezip.errors import UnsupportedCallError, UnsupportedModelError
 from sparsezip.methods.base import LayerMethod
-from sparsezip.plumbing.drop import Drop
+from sparsezip.plumbing.drop import Drop, _masked
 from sparsezip.tensors import Decoder, Kept
 
 LAYERS, WIDTH, HEADS = 5, 48, 4
@@ -394,6 +394,90 @@ def test_copies_of_a_row_are_alike(llm, settings):
         close(copies, once.hidden)
     close(twice.steps[-1][::2], once.steps[-1])
     assert len(twice.images) == 4
+
+
+@FORMS
+@torch.no_grad()
+def test_guessed_tokens_behind_the_prompt_are_no_part_of_it(llm, settings):
+    """An assistant's guesses come along with the prompt; what is not accepted is cut out of every cache again."""
+    rows, counts = ROWS[:2], COUNTS[:2]
+    method, images = Halves(**settings), []
+    stepwise = Run(llm, method, rows, counts)
+    drop = Drop(llm, method, images.extend, nullcontext)
+    embeds, visual, mask = batch(rows)
+    drop.expect(visual, mask, counts, lambda text: Decoder(layers=LAYERS, text=text))
+    longer = torch.cat([mask, torch.ones(2, 2).long()], 1)
+    positions, cache = (longer.cumsum(1) - 1).clamp(min=0), DynamicCache()
+    guesses = new(3)
+    hidden = llm(
+        inputs_embeds=torch.cat([embeds, guesses[:2].expand(2, -1, -1)], 1),
+        attention_mask=longer,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    close(hidden[:, :-2], stepwise.hidden)
+    for step in range(2):
+        close(hidden[:, step - 2], stepwise.steps[step])
+    assert [image.entering for image in images] == [image.entering for image in stepwise.images]
+    cache.crop(-1)  # the second guess is refused, and what was meant all along comes in its place
+    for step in (1, 2):
+        out = llm(
+            inputs_embeds=guesses[step].expand(2, 1, -1),
+            attention_mask=torch.cat([mask, torch.ones(2, step + 1).long()], 1),
+            position_ids=positions[:, -2:-1] + step,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        close(out.last_hidden_state[:, 0], stepwise.steps[step])
+    drop.restore()
+
+
+def test_an_image_that_loses_nothing_moves_with_those_in_front_of_it(llm):
+    class Planned(Halves):
+        def plan(self, visual, llm):
+            return {6: [3, 3], 12: [12, 4]}[visual]
+
+        def drop(self, view):
+            shown.append(view.visual[0].tolist())
+            return self.chosen(view, torch.arange(view.count))
+
+    shown = []
+    run = Run(llm, Planned(), [ROWS[2]], [COUNTS[2]])
+    assert shown == [list(range(3, 9)), list(range(9, 21))]
+    first, second = run.images
+    assert first.visual.tolist() == [3, 4, 5]
+    assert second.visual.tolist() == [9, 10, 11, 12]
+    assert first.entering == [6, 3, 3, 3, 3]
+    assert second.entering == [12, 12, 12, 4, 4]
+
+
+@torch.no_grad()
+def test_another_conversation_is_decoded_as_it_was_begun(llm):
+    """Its cache is another one: nothing was dropped from that."""
+    row, step = ROWS[0], new(1)[None]
+    plain = DynamicCache()
+    llm(inputs_embeds=row[0][None], past_key_values=plain, use_cache=True)
+    expected = llm(inputs_embeds=step, past_key_values=copy.deepcopy(plain), use_cache=True).last_hidden_state
+    drop = Drop(llm, Halves(merges=True, recounts=True), [].extend, nullcontext)
+    drop.expect(row[1][None], None, [[16]], lambda text: Decoder(layers=LAYERS, text=text))
+    llm(inputs_embeds=row[0][None], past_key_values=DynamicCache(), use_cache=True)
+    assert torch.equal(llm(inputs_embeds=step, past_key_values=plain, use_cache=True).last_hidden_state, expected)
+    drop.restore()
+
+
+def test_masks_of_two_axes_are_cut_to_what_is_left():
+    """FlashAttention takes one value per token, and none where nothing is masked; it is causal by itself."""
+    real = torch.tensor([[False, True, True], [True, True, True]])
+    size, order = torch.ones(2, 3), torch.ones(3, 3).bool().tril()
+    given = torch.ones(2, 3).long()
+    assert _masked(given, real, size, order, torch.float32).tolist() == [[0, 1, 1], [1, 1, 1]]
+    given[1, 0] = 0
+    assert _masked(given, real, size, order, torch.float32).tolist() == [[0, 1, 1], [0, 1, 1]]
+    assert _masked(given, real | True, size, order, torch.float32).tolist() == given.tolist()
+    assert _masked(given | 1, real | True, size, order, torch.float32) is None
+    with pytest.raises(UnsupportedCallError, match="sdpa or eager"):
+        _masked(given, real, 2 * size, order, torch.float32)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -489,7 +489,8 @@ def _masked(
     if mask is not None and mask.ndim == 2:  # FlashAttention is causal by itself
         if sized:
             raise UnsupportedCallError("Tokens that count for several need attn_implementation sdpa or eager.")
-        return None if whole else real.to(mask.dtype) * mask
+        mask = real.to(mask.dtype) * mask
+        return None if mask.all() else mask
     if mask is None and whole and not sized:
         return None
     queries, keys = order.shape[-2:]
