@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_vlm import make_model, make_processor, picture
 from transformers.utils import logging
 
-from sparsezip import cli, vlm
+from sparsezip import cli, request, vlm
 from sparsezip.errors import FailureError
 from sparsezip.testbed import sets
 
@@ -166,7 +166,7 @@ def test_settings_that_say_how_many_tokens_replace_the_usual_budget(run, model, 
 )  # fmt: skip
 def test_the_usual_budget_is_for_who_does_not_say_how_many(given, budget):
     document, settings = cli._gather(None, {}, given.split(), ["sparsezip"])
-    assert cli._method(document, settings, 64).budget == budget
+    assert request.method(document, settings, 64).budget == budget
 
 
 def test_a_file_is_taken_at_its_word(run, model, image, tmp_path):

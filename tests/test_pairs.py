@@ -12,7 +12,7 @@ from tiny_vlm import make_model, make_processor, picture
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
-from sparsezip import cli, config, methods
+from sparsezip import cli, config, methods, request
 from sparsezip.errors import ConfigError, SettingError, UnknownNameError
 from sparsezip.measure.evaluate import labelled
 from sparsezip.testbed import sets
@@ -71,7 +71,7 @@ def test_what_makes_no_pair_is_refused(name, settings, error, message):
 
 def chosen(*sets, options=None, default=64, running="visionzip|fastv"):
     document, settings = config.gather(None, {"--method": running, **(options or {})}, sets, [])
-    return cli._methods(document, settings, default)
+    return request.methods(document, settings, default)
 
 
 def test_settings_of_the_two_reach_the_pair_and_its_own_section_wins():
@@ -130,7 +130,7 @@ def test_a_sweep_is_every_method_at_every_budget_and_its_configuration_the_same_
     _, settings = config.gather(None, {"--method": names, **options}, sets, [])
     (tmp_path / "resolved.yaml").write_text(config.dump(settings, asked))
     document, settings = config.gather(tmp_path / "resolved.yaml", {}, [], [])
-    assert labelled(cli._methods(document, settings, None)[1]) == labelled(made)
+    assert labelled(request.methods(document, settings, None)[1]) == labelled(made)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_slip_in_a_pair_says_where_it_is(sets, running, message):
     else:
         document, settings = config.gather(None, {"--method": running}, sets, [])
     with pytest.raises(ConfigError) as caught:
-        cli._methods(document, settings, 64)
+        request.methods(document, settings, 64)
     assert message in str(caught.value)
 
 

@@ -6,12 +6,9 @@ SPARSEZIP_DEBUG=1 shows tracebacks and what other libraries have to say.
 """
 
 import os
-import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -20,13 +17,12 @@ from typing import Annotated, Any
 
 import typer
 
-from . import config
+from . import config, request
 from .config import Document, Settings
 from .errors import ConfigError, RunMismatchError, SettingError, SparsezipError, UnknownNameError, UsageError
 from .registry import Registry, nearest
 
 BUDGET = 64  # tokens per image where no file, option or setting says how many
-SETTING = re.compile(r"\w+(?:: ([\w: ]+) = | got (\w+)=)")  # the one that a method's message is about
 COMPARED = ["keep_all", "sparsezip", "visionzip", "random", "grid"]
 KEPT_SHOWN = 20
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -104,7 +100,7 @@ def ask(
     options = {"--model": model, "--method": method, "--budget": budget, "--keep-ratio": keep_ratio,
                "--match": match, "--clip": clip, "--max-new-tokens": max_new_tokens}  # fmt: skip
     document, settings = _gather(config_, options, set_, ["sparsezip"])
-    chosen = _method(document, settings, None if config_ else BUDGET)
+    chosen = request.method(document, settings, None if config_ else BUDGET)
     opened = _open(image, map_)
     _quiet()
     _check_tokens(settings, [chosen])
@@ -137,7 +133,7 @@ def compress(
     """Run the vision tower and the method alone; the language model is not loaded."""
     options = {"--model": model, "--method": method, "--budget": budget, "--keep-ratio": keep_ratio, "--clip": clip}
     document, settings = _gather(config_, options, set_, ["sparsezip"])
-    chosen = _method(document, settings, None if config_ else BUDGET)
+    chosen = request.method(document, settings, None if config_ else BUDGET)
     if chosen.parts[1] is not None:
         raise ConfigError(f"{chosen.name} drops tokens inside the language model, which is not loaded here. Use ask.")
     opened = _open(image, map_)
@@ -210,11 +206,11 @@ def evaluate(
     }  # fmt: skip
     document, settings = _gather(config_, options, set_, COMPARED)
     runner = settings.runner
-    groups = _groups(document, settings)
+    groups = request.groups(document, settings)
     if runner.output_dir is None:
         raise ConfigError("Say where the run is kept: --out DIR. The same command on the same folder goes on with it.")
     folder = Path(runner.output_dir)
-    asked, methods = _methods(document, settings, None if config_ else BUDGET)
+    asked, methods = request.methods(document, settings, None if config_ else BUDGET)
     _quiet()
     from rich.console import Console
 
@@ -306,8 +302,8 @@ def time_(
         raise SettingError(f"--json {json_}: name a file in a folder that exists.")
     options = {"--method": method, "--budget": budget, "--keep-ratio": keep_ratio, "--match": match}
     document, settings = _gather(config_, options, set_, methods.registry.names())
-    _one(document, "budget", "budget", settings.model.budget)
-    _, chosen = _methods(document, settings, None if config_ else BUDGET, inside=True)
+    request.one(document, "budget", "budget", settings.model.budget)
+    _, chosen = request.methods(document, settings, None if config_ else BUDGET, inside=True)
     _quiet()
     from rich.console import Console
 
@@ -448,123 +444,6 @@ def _gather(
     return document, settings
 
 
-def _method(document: Document, settings: Settings, default: int | None) -> Any:
-    """The one method of a command that takes one."""
-    _one(document, "model_type", "method", settings.model.model_type)
-    _one(document, "budget", "budget", settings.model.budget)
-    _, (chosen,) = _methods(document, settings, default)
-    return chosen
-
-
-def _one(document: Document, key: str, noun: str, values: Sequence[object]) -> None:
-    if len(values) > 1:
-        raise ConfigError(
-            f"{document.origin(('model', key))}: this command takes one {noun}, not {', '.join(map(str, values))}."
-        )
-
-
-def _methods(
-    document: Document, settings: Settings, default: int | None, inside: bool = False
-) -> tuple[dict[str, dict[str, Any]], list[Any]]:
-    """The methods that run, each at every budget, and by name the settings that a configuration says this with.
-
-    `default`: the budget where nothing says how many tokens are sent. `inside`: of methods inside the LLM, too; there
-    it depends on the LLM's depth what can be met.
-    """
-    from . import methods
-
-    names, chosen_by = settings.model.model_type, document.origin(("model", "model_type"))
-    with _at(chosen_by):
-        kinds = [type(methods.method(name)) for name in names]
-    for name in settings.model.settings:
-        where = document.origin(("model", name))
-        if name not in (*methods.registry.names(), *names):
-            hint = nearest(name, [*config.Model.model_fields, *methods.registry.names()])
-            raise ConfigError(f'{where}: "{name}" is neither a key of section "model" nor a method.{hint}')
-        if name not in (*names, *settings.parts) and chosen_by != "--method":
-            raise ConfigError(f"{where}: settings of {name}, but what runs is {', '.join(names)}.")
-    for key in ("budget", "keep_ratio"):
-        if getattr(settings.model, key) and not any(kind.takes_budget for kind in kinds):
-            raise ConfigError(f"{document.origin(('model', key))}: {', '.join(names)} takes no budget.")
-    asked, made = {}, []
-    for name in names:
-        plain = _built(document, settings, name)
-        sized = _sized(settings, plain, default, inside)
-        made += sized
-        asked[name] = methods.settings(sized[0] if len(sized) == 1 else plain)
-    return asked, made
-
-
-def _built(document: Document, settings: Settings, name: str) -> Any:
-    """A method as its own settings say it, checked; of a pair first the one, then the other."""
-    from . import methods
-
-    known, given = methods.settings(methods.method(name)), settings.of(name)
-    sections = [(known, given)]
-    for part in config.parts(name) if "|" in name else []:
-        _built(document, settings, part)
-        sections.append((known[part], given[part]))
-    document.check(("model", name), known, name)
-    usual = {"seed": settings.runner.seed, "match": settings.model.match}
-    for known, section in sections:
-        for key, value in usual.items() if isinstance(section, dict) else ():
-            if key in known and value is not None:
-                section.setdefault(key, value)
-    try:
-        return methods.method(name, **given)
-    except UsageError as error:
-        named = SETTING.match(str(error))
-        setting = tuple((named[1] or named[2]).split(": ")) if named else ()
-        raise ConfigError(f"{document.origin_of(name, setting)}: {error}") from error
-
-
-def _sized(settings: Settings, plain: Any, default: int | None, inside: bool) -> list[Any]:
-    """The method at every budget that is asked for, unless its own settings name one."""
-    from .methods.base import LayerMethod
-
-    both = {part.name: part for part in (plain, *plain.parts) if part is not None}.values()
-    if not plain.takes_budget or any((part.budget, part.keep_ratio) != (None, None) for part in both):
-        return [plain]
-    if settings.model.keep_ratio is not None:
-        return [replace(plain, keep_ratio=settings.model.keep_ratio)]
-    given = settings.of(plain.name)
-    if (isinstance(plain, LayerMethod) and not inside) or any(
-        part.sizing & _named(given.get(part.name, given)) for part in both
-    ):
-        default = None
-    budgets: list[Any] = [*settings.model.budget] or [default]
-    return [replace(plain, budget=budget) for budget in budgets]
-
-
-def _named(given: dict[str, Any], section: str = "") -> set[str]:
-    """The settings that are given: "merging.contextual_num" is one inside a section."""
-    names = set()
-    for key, value in given.items():
-        names |= {section + key} | (_named(value, f"{section}{key}.") if isinstance(value, dict) else set())
-    return names
-
-
-def _groups(document: Document, settings: Settings) -> dict[str, list[str]]:
-    """The benchmarks that run, each with the groups it is limited to."""
-    from .measure.benchmarks import registry
-
-    names = settings.runner.dataset
-    with _at(document.origin(("runner", "dataset"))):
-        for name in names:
-            registry.get(name)
-    groups: dict[str, list[str]] = {name: [] for name in names}
-    for wanted in settings.runner.only:
-        name, _, group = wanted.rpartition(".")
-        name = name or (names[0] if len(names) == 1 else "")
-        if name not in names:
-            raise ConfigError(
-                f"{document.origin(('runner', 'only'))}: {wanted} is no group of {', '.join(names)}. "
-                f"Write BENCHMARK.GROUP, as in {names[0]}.{group}."
-            )
-        groups[name].append(group)
-    return groups
-
-
 def _loading(settings: Settings) -> dict[str, Any]:
     """What a model is opened with."""
     given = {"attn_implementation": settings.runner.attn_implementation, "clip": settings.model.clip}
@@ -623,12 +502,3 @@ def _quiet() -> None:
         warnings.simplefilter("ignore")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-
-
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Say where the request that cannot be met was made."""
-    try:
-        yield
-    except UsageError as error:
-        raise ConfigError(f"{place}: {error}") from error
