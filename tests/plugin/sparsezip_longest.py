@@ -20,10 +20,6 @@ class Longest(Method):
 
     name: ClassVar[str] = "longest"
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Rank by the Euclidean norm."""
         lengths = captures.patch_features.float().norm(dim=-1)

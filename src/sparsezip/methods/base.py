@@ -86,8 +86,8 @@ class Method:
         return 0.0
 
     def tokens(self, patches: int) -> int:
-        """The number of tokens these settings ask for (the least, where the image decides) for `patches` patches."""
-        raise NotImplementedError
+        """The number of tokens these settings ask for (the least, where the image decides): the budget, or 64."""
+        return self.asked(patches) or 64
 
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Send fewer tokens than patches. The answer for one image must not depend on the others."""

@@ -41,10 +41,6 @@ class CDPruner(Method):
         """CLIP space, where there is one."""
         return frozenset({"image_embeds"})
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Greedy choice of the largest determinant: a patch counts by its relevance times what it adds to the others.
 

@@ -21,10 +21,6 @@ class Downsample(Method):
     name: ClassVar[str] = "downsample"
     blends: ClassVar[bool] = True
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def resized(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The smallest grid of the same proportions with as many patches as tokens are wanted, or `grid` itself."""
         rows, cols = grid

@@ -26,10 +26,6 @@ class FasterVLM(Method):
         """CLS attention to rank by."""
         return frozenset({"cls_attention"})
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Rank and cut."""
         attention = salience(captures.signal("cls_attention"))

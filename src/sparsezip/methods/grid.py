@@ -20,10 +20,6 @@ class Grid(Method):
 
     name: ClassVar[str] = "grid"
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """The same positions for every image."""
         kept = spread(captures.grid, self.tokens(captures.patches)).to(captures.features.device)

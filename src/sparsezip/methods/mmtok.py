@@ -46,10 +46,6 @@ class MMTok(Method):
         """Which patches show padding."""
         return frozenset({"valid"})
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Greedy coverage of words and patches; images whose questions are equally long go together."""
         shares = [self.shares(captures, image, question) for image, question in enumerate(questions)]

@@ -21,10 +21,6 @@ class Pool(Method):
     name: ClassVar[str] = "pool"
     blends: ClassVar[bool] = True
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """The same cells for every image."""
         return pooled(captures, self.tokens(captures.patches))

@@ -24,10 +24,6 @@ class Random(Method):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Draw on the CPU, so that every device sees the same patches."""
         shuffled = torch.randperm(captures.patches, generator=torch.Generator().manual_seed(self.seed))

@@ -30,10 +30,6 @@ class SCOPE(Method):
         """CLS attention."""
         return frozenset({"cls_attention"})
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Greedy coverage by cosine of the features, each gain times attention to the power of `alpha`."""
         attention = captures.signal("cls_attention").float().sum(1)

@@ -29,10 +29,6 @@ class ToMe(Method):
         """Keys to compare by."""
         return frozenset({"keys"})
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Match by cosine of the mean keys."""
         labels, roots = bipartite(captures.patch_keys, self.tokens(captures.patches))

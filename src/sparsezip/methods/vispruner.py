@@ -31,10 +31,6 @@ class VisPruner(Method):
         """CLS attention to rank by."""
         return frozenset({"cls_attention"})
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Rank, and thin out what is behind the important ones by cosine of the features."""
         count = self.tokens(captures.patches)

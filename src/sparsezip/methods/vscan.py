@@ -41,10 +41,6 @@ class VScan(Method):
         """Layer 5 of CLIP-L's 24."""
         return 5 / 24
 
-    def tokens(self, patches: int) -> int:
-        """The budget, or 64."""
-        return self.asked(patches) or 64
-
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Pick per window, fill up from anywhere, and merge by cosine of the features."""
         count, (rows, cols) = self.tokens(captures.patches), captures.grid
