@@ -397,8 +397,9 @@ def test_copies_of_a_row_are_alike(llm, settings):
 
 
 @FORMS
+@pytest.mark.parametrize("refused", [1, 2])
 @torch.no_grad()
-def test_guessed_tokens_behind_the_prompt_are_no_part_of_it(llm, settings):
+def test_guessed_tokens_behind_the_prompt_are_no_part_of_it(llm, settings, refused):
     """An assistant's guesses come along with the prompt; what is not accepted is cut out of every cache again."""
     rows, counts = ROWS[:2], COUNTS[:2]
     method, images = Halves(**settings), []
@@ -420,8 +421,8 @@ def test_guessed_tokens_behind_the_prompt_are_no_part_of_it(llm, settings):
     for step in range(2):
         close(hidden[:, step - 2], stepwise.steps[step])
     assert [image.entering for image in images] == [image.entering for image in stepwise.images]
-    cache.crop(-1)  # the second guess is refused, and what was meant all along comes in its place
-    for step in (1, 2):
+    cache.crop(-refused)  # guesses are refused, and what was meant all along comes in their place
+    for step in range(2 - refused, 3):
         out = llm(
             inputs_embeds=guesses[step].expand(2, 1, -1),
             attention_mask=torch.cat([mask, torch.ones(2, step + 1).long()], 1),
