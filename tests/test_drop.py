@@ -467,18 +467,36 @@ def test_another_conversation_is_decoded_as_it_was_begun(llm):
     drop.restore()
 
 
-def test_masks_of_two_axes_are_cut_to_what_is_left():
-    """FlashAttention takes one value per token, and none where nothing is masked; it is causal by itself."""
+def test_masks_for_flash_attention_are_cut_to_what_is_left():
+    """One value per token, and none where nothing is masked; it is causal by itself."""
     real = torch.tensor([[False, True, True], [True, True, True]])
-    size, order = torch.ones(2, 3), torch.ones(3, 3).bool().tril()
-    given = torch.ones(2, 3).long()
-    assert _masked(given, real, size, order, torch.float32).tolist() == [[0, 1, 1], [1, 1, 1]]
-    given[1, 0] = 0
-    assert _masked(given, real, size, order, torch.float32).tolist() == [[0, 1, 1], [0, 1, 1]]
-    assert _masked(given, real | True, size, order, torch.float32).tolist() == given.tolist()
-    assert _masked(given | 1, real | True, size, order, torch.float32) is None
+    order, given = torch.ones(3, 3).bool().tril(), torch.tensor([[1, 1, 1], [0, 1, 1]])
+
+    def masked(mask, real, size=1.0):
+        return _masked(mask, real, torch.full((2, 3), size), order, torch.float32, flash=True)
+
+    assert masked(None, real).tolist() == real.tolist()
+    assert masked(given, real).tolist() == (given.bool() & real).tolist()
+    assert masked(given, real | True).tolist() == given.bool().tolist()
+    assert masked(given | 1, real | True) is None
     with pytest.raises(UnsupportedCallError, match="sdpa or eager"):
-        _masked(given, real, 2 * size, order, torch.float32)
+        masked(given, real, 2.0)
+
+
+@FORMS
+def test_flash_attention_is_told_of_no_gaps(llm, settings):
+    """It takes gaps in position_ids for the bounds of packed sequences; where tokens are is in the rotary tables."""
+    handed = []
+    hooks = [
+        layer.self_attn.register_forward_pre_hook(lambda _, __, given: handed.append(given), with_kwargs=True)
+        for layer in llm.layers
+    ]
+    Run(llm, Halves(**settings), ROWS[:1], COUNTS[:1])
+    for hook in hooks:
+        hook.remove()
+    for given in handed[:LAYERS]:
+        assert given["attention_mask"] is None or settings.get("weighs")
+        assert (given["position_ids"].diff() == 1).all()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

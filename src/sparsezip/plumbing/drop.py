@@ -13,6 +13,7 @@ would get alone. Where nothing is dropped the hooks change nothing. Source of th
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 from weakref import ref
 
@@ -97,6 +98,11 @@ class _Layout:
         return _Layout(**{name: value[:, : value.shape[1] - behind] for name, value in vars(self).items()})
 
     @property
+    def sized(self) -> bool:
+        """Whether any token counts for several."""
+        return bool((self.size != 1).any())
+
+    @property
     def count(self) -> Int[Tensor, "row token"]:
         """Positions counted anew, from 0."""
         return (self.real.cumsum(1) - 1).clamp(min=0)
@@ -109,13 +115,32 @@ class _Prompt:
     start: _Layout
     images: list[Image]
     width: int
+    layout: _Layout  # of what enters the next layer
+    stage: int = 0
     repeat: int = 1  # rows of the model per row of the prompt (beams, samples)
     embeds: Any = None
-    stage: int = 0
-    layout: Any = None  # of what enters the next layer
+    positions: Any = None  # of its columns, as the model counts them
     behind: dict[int, _Layout] = field(default_factory=dict)  # by number of drops, once something was dropped
+    given: dict[int, dict[str, Any]] = field(default_factory=dict)  # what the layers behind so many drops are given
     cache: Any = None
     through: bool = False
+    later: dict[int, "_Decoding"] = field(default_factory=dict)  # by number of drops
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoding:
+    """What is left of a prompt in the caches behind some drops, by row of the model."""
+
+    layout: _Layout
+    plain: bool  # no padding, and no token counts for several
+    gone: Int[Tensor, "row"]  # tokens that have left
+
+    @classmethod
+    def of(cls, prompt: _Prompt, layout: _Layout) -> "_Decoding":
+        """Once the prompt is through."""
+        start, layout = (each.until(prompt.width).repeated(prompt.repeat) for each in (prompt.start, layout))
+        plain = bool(layout.real.all()) and not layout.sized
+        return cls(layout=layout, plain=plain, gone=start.real.sum(1) - layout.real.sum(1))
 
 
 class Drop:
@@ -142,7 +167,9 @@ class Drop:
                 "Use a method that works in front of the LLM."
             )
         self.llm, self.method, self.finished, self.timed = llm, method, finished, timed
+        self.flash = "flash" in str(llm.config._attn_implementation)
         self.layers: Sequence[Any] = list(llm.layers)
+        self._arguments = list(signature(self.layers[0].forward).parameters)
         self.stages = method.after(len(self.layers))
         if not all(0 <= layer < len(self.layers) - 1 for layer in self.stages):
             raise UnsupportedModelError(
@@ -224,26 +251,28 @@ class Drop:
 
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             prompt = self._prompt
-            if prompt is None or self._peeking:
+            if prompt is None or self._peeking or (prompt.through and drops not in prompt.later):
                 return None
-            call = by_name(layer.forward, args, kwargs)
-            cache, layout = call.get("past_key_values"), prompt.behind.get(drops)
+            call = dict(zip(self._arguments, args, strict=False)) | kwargs
+            cache = call.get("past_key_values")
             if prompt.through:
-                if layout is None or cache is None or prompt.cache is None or prompt.cache() is not cache:
+                if cache is None or prompt.cache is None or prompt.cache() is not cache:
                     return None
-                return (), call | self._decoding(prompt, layout, call, index)
-            if index == 0 and cache is not None:
-                prompt.cache = ref(cache)
+                return (), call | self._decoding(prompt, drops, call, index)
+            if index == 0:
+                prompt.cache = None if cache is None else ref(cache)
             for image in prompt.images:
                 image.entering.append(len(image.visual))
             if index in self.stages and self._concerns(prompt) and not self.method.looks_ahead:
                 self._listen(index)
-            if layout is None:
+            if drops not in prompt.behind:
                 return None
-            if call["hidden_states"].shape[1] != layout.real.shape[1]:
-                given, left = call["hidden_states"].shape[1], layout.real.shape[1]
+            given, left = call["hidden_states"].shape[1], prompt.behind[drops].real.shape[1]
+            if given != left:
                 raise FailureError(f"Layer {index} was given {given} tokens, but {left} are left.")
-            return (), call | self._prefilling(prompt, layout, call)
+            if drops not in prompt.given:  # the same for every layer up to the next drop
+                prompt.given = {drops: self._prefilling(prompt, prompt.behind[drops], call)}
+            return (), call | prompt.given[drops]
 
         return hook
 
@@ -255,7 +284,7 @@ class Drop:
             self._stop_listening()
             hidden = output[0] if isinstance(output, tuple) else output
             if self._concerns(prompt):
-                call = by_name(layer.forward, args, kwargs)
+                call = dict(zip(self._arguments, args, strict=False)) | kwargs
                 if self.method.looks_ahead:
                     self._peek(index + 1, call | {"hidden_states": hidden})
                 with torch.no_grad(), self.timed():
@@ -275,7 +304,8 @@ class Drop:
             return None
         if prompt.stage != len(self.stages):
             raise FailureError(f"{prompt.stage} of the {len(self.stages)} drops of {self.method.name} took place.")
-        prompt.through, prompt.embeds = True, None
+        prompt.through, prompt.embeds, prompt.given = True, None, {}
+        prompt.later = {drops: _Decoding.of(prompt, layout) for drops, layout in prompt.behind.items()}
         self.finished(prompt.images)
         if prompt.layout is prompt.start:
             return None
@@ -326,19 +356,21 @@ class Drop:
         self._heard = []
         of_prompt = prompt.layout.real & (prompt.layout.column < prompt.width)
         began = prompt.start.real & (prompt.start.column < prompt.width)
-        tables = (call["position_ids"], *call["position_embeddings"])
+        if prompt.positions is None:
+            prompt.positions = call["position_ids"]
+        tables = (self._positions(prompt), *call["position_embeddings"])
         for image in prompt.images:
             if not image.concerns(prompt.stage):
                 kept.append(None)
                 continue
             row, columns = image.row * prompt.repeat, of_prompt[image.row].nonzero()[:, 0]
-            positions, cos, sin = (table[row if len(table) > 1 else 0, columns][None] for table in tables)
+            position_ids, cos, sin = (table[row if len(table) > 1 else 0, columns][None] for table in tables)
             view = LayerView(
                 q=query[row : row + 1, :, columns],
                 k=key[row : row + 1, :, columns],
                 hidden=hidden[row : row + 1, columns],
                 embeds=prompt.embeds[row : row + 1, began[image.row]],
-                position_ids=positions,
+                position_ids=position_ids,
                 visual=[image.visual],
                 text=[_text(prompt.images, image.row, len(columns))],
                 stage=prompt.stage,
@@ -352,6 +384,12 @@ class Drop:
             count = None if image.plan is None else image.plan[prompt.stage]
             kept.append(image.method.keep(replace(view, count=count)) if image.loses(prompt.stage) else None)
         return kept
+
+    def _positions(self, prompt: _Prompt) -> Tensor:
+        if prompt.layout is prompt.start:
+            return prompt.positions
+        layout = prompt.layout.repeated(prompt.repeat)
+        return layout.count if self.method.compact else _gathered(prompt.positions, layout.place)
 
     def _shorten(self, prompt: _Prompt, hidden: Tensor, kept: list[Kept | None]) -> Tensor:
         """The sequence that goes on; the layout and the images follow."""
@@ -379,42 +417,42 @@ class Drop:
     def _prefilling(self, prompt: _Prompt, layout: _Layout, call: dict[str, Any]) -> dict[str, Any]:
         layout, hidden, mask = layout.repeated(prompt.repeat), call["hidden_states"], call["attention_mask"]
         if self.method.compact:
-            positions = layout.count
-            tables = self.llm.rotary_emb(hidden, position_ids=positions)
+            tables = self.llm.rotary_emb(hidden, position_ids=layout.count)
         else:
-            positions = _gathered(call["position_ids"], layout.place)
             tables = tuple(_gathered(table, layout.place) for table in call["position_embeddings"])
+        width = layout.real.shape[1]
+        order = torch.ones(width, width, dtype=torch.bool, device=hidden.device).tril()
         if mask is not None and mask.ndim == 4:
             mask = _gathered(mask[:, 0], layout.column)
             mask = mask.gather(2, layout.column[:, None].expand(-1, mask.shape[1], -1))[:, None]
-        width = layout.real.shape[1]
-        order = torch.ones(width, width, dtype=torch.bool, device=hidden.device).tril()
-        if isinstance(mask, Tensor) and mask.ndim == 4:
             # Tokens of one column are merged ones and the last of their image: they follow each other.
             order = order | (layout.column[:, :, None] != layout.column[:, None])
-        mask = _masked(mask, layout.real, layout.size, order, hidden.dtype)
-        return {"attention_mask": mask, "position_ids": positions, "position_embeddings": tables}
+        plain = bool(layout.real.all()) and not layout.sized
+        if mask is not None or not plain:
+            mask = _masked(mask, layout.real, layout.size, order, hidden.dtype, self.flash)
+        # Where tokens are is in the tables. Gaps in position_ids would tell FlashAttention of several packed sequences.
+        return {"attention_mask": mask, "position_ids": layout.count, "position_embeddings": tables}
 
-    def _decoding(self, prompt: _Prompt, layout: _Layout, call: dict[str, Any], index: int) -> dict[str, Any]:
-        layout, hidden, mask = layout.until(prompt.width).repeated(prompt.repeat), call["hidden_states"], None
+    def _decoding(self, prompt: _Prompt, drops: int, call: dict[str, Any], index: int) -> dict[str, Any]:
+        left, hidden, mask = prompt.later[drops], call["hidden_states"], call["attention_mask"]
         given: dict[str, Any] = {}
         if self.method.compact:
-            gone = prompt.start.until(prompt.width).repeated(prompt.repeat).real.sum(1) - layout.real.sum(1)
-            given["position_ids"] = call["position_ids"] - gone[:, None]
+            given["position_ids"] = call["position_ids"] - left.gone[:, None]
             given["position_embeddings"] = self.llm.rotary_emb(hidden, position_ids=given["position_ids"])
-        later = call["past_key_values"].get_seq_length(index) + hidden.shape[1] - layout.real.shape[1]
-        if call["attention_mask"] is not None:
+        if mask is None and left.plain:
+            return given
+        layout, queries = left.layout, hidden.shape[1]
+        later = call["past_key_values"].get_seq_length(index) + queries - layout.real.shape[1]
+        if mask is not None:
             behind = torch.arange(prompt.width, prompt.width + later, device=hidden.device)
             columns = torch.cat([layout.column, behind.expand(len(hidden), -1)], 1)
-            mask = call["attention_mask"]
             mask = mask.expand(len(columns), *mask.shape[1:])
-            index_ = columns.view(len(columns), *[1] * (mask.ndim - 2), -1).expand(*mask.shape[:-1], -1)
-            mask = mask.gather(-1, index_)
+            columns = columns.view(len(columns), *[1] * (mask.ndim - 2), -1)
+            mask = mask.gather(-1, columns.expand(*mask.shape[:-1], -1))
         real, size = (torch.nn.functional.pad(value, (0, later), value=1) for value in (layout.real, layout.size))
-        order = torch.ones(hidden.shape[1], real.shape[1], dtype=torch.bool, device=hidden.device)
-        return given | {
-            "attention_mask": _masked(mask, real, size, order.tril(order.shape[1] - order.shape[0]), hidden.dtype)
-        }
+        order = torch.ones(queries, real.shape[1], dtype=torch.bool, device=hidden.device)
+        order = order.tril(real.shape[1] - queries)
+        return given | {"attention_mask": _masked(mask, real, size, order, hidden.dtype, self.flash)}
 
 
 def _after(
@@ -483,16 +521,15 @@ def _masked(
     size: Float[Tensor, "row key"],
     order: Bool[Tensor, "*row query key"],
     dtype: torch.dtype,
+    flash: bool,
 ) -> Any:
-    """A mask [row, 1, query, key] or [row, key], or None, cut to real keys, to the order, and weighed by size."""
-    sized, whole = bool((size != 1).any()), bool(real.all())
-    if mask is not None and mask.ndim == 2:  # FlashAttention is causal by itself
+    """A mask [row, 1, query, key] or, for FlashAttention, [row, key], cut to real keys, to order, weighed by size."""
+    sized = bool((size != 1).any())
+    if flash:  # causal by itself, and without a mask where nothing is masked
         if sized:
             raise UnsupportedCallError("Tokens that count for several need attn_implementation sdpa or eager.")
-        mask = real.to(mask.dtype) * mask
+        mask = real if mask is None else mask.bool() & real
         return None if mask.all() else mask
-    if mask is None and whole and not sized:
-        return None
     queries, keys = order.shape[-2:]
     itself = torch.ones(queries, keys, dtype=torch.bool, device=real.device).tril(keys - queries).triu(keys - queries)
     allowed = (real[:, None] & order) | itself  # padding sees itself: a row without any key has no softmax
