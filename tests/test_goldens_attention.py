@@ -331,3 +331,14 @@ def test_signals_that_are_not_finite_are_an_error(name):
 
 def test_there_are_goldens():
     assert FILES
+
+
+def test_hired_by_the_paper_loses_what_its_tiles_cannot_take():
+    values = load_file(FILES[0])
+    top_row, bottom = (values[f"in.hired.1x2.{name}_cls_attention"][..., 1:] for name in ("top", "bottom"))
+    features = torch.zeros(3, 577, 4)
+    made = Captures(features=features, grid=(24, 24), cls_attention=bottom, low_attention=top_row, tiles=(1, 2))
+    paper, default = (methods.HiRED(keep_ratio=0.9, alpha=0.2, paper=paper).compress(made) for paper in (True, False))
+    assert paper.tokens[0] == int(int(3 * 576 * 0.9) * 0.2)
+    assert max(paper.tokens) <= 576
+    assert sum(paper.tokens) < sum(default.tokens) == 3 * round(0.9 * 576)

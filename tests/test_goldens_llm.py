@@ -59,6 +59,7 @@ def run(values, method, theta=10000.0):
     visual = torch.zeros(1, SYSTEM + VISUAL + TEXT, dtype=torch.bool)
     visual[:, SYSTEM : SYSTEM + VISUAL] = True
     drop.expect(visual, None, [[VISUAL]], lambda text: Decoder(layers=LAYERS, text=text))
+    torch.manual_seed(4321)  # as the golden did: between two clusters the noise decides
     hidden = llm(inputs_embeds=values["in.inputs_embeds"], past_key_values=cache, use_cache=True).last_hidden_state
     drop.restore()
     lengths = [cache.get_seq_length(layer) for layer in range(LAYERS)]
@@ -190,10 +191,7 @@ def test_sparsevlm_15(path, retained):
     values, name = load_file(path), f"sparsevlm_v15.{retained}"
     text_hidden, watched, image, _ = run(values, sparsevlm("1.5", retained_tokens=retained))
     assert image.entering[1:] == values[f"{name}.v_token_num"][:-1].tolist()
-    if values[f"{name}.noise_matters"]:
-        assert torch.equal(watched.kept[0].indices[0], values[f"{name}.stage0.keep"])
-    else:
-        meets(text_hidden, watched, values, name)
+    meets(text_hidden, watched, values, name)
 
 
 @each_file
@@ -202,8 +200,7 @@ def test_sparsevlm_1(path, scale, bias):
     values, name = load_file(path), f"sparsevlm_v1.{scale}_{bias}"
     text_hidden, watched, image, _ = run(values, sparsevlm("1.0", scale=scale, bias=bias))
     assert image.entering[1:] == values[f"{name}.v_token_num"][:-1].tolist()
-    if not values[f"{name}.noise_matters"]:
-        meets(text_hidden, watched, values, name)
+    meets(text_hidden, watched, values, name)
 
 
 def test_there_are_goldens():

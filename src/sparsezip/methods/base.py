@@ -192,8 +192,25 @@ class LayerMethod(Method):
                 )
         return {layer - 1: number for number, layer in enumerate(chosen)}
 
+    def _at(self, values: Sequence[Any], stage: int) -> Any:
+        """What the settings name for drop number `stage`. Raises SettingError where they name fewer."""
+        if stage >= len(values):
+            raise SettingError(f"{self._title} names {values} for its drops, but this is number {stage + 1}.")
+        return values[stage]
+
     def keep(self, view: LayerView) -> Kept:
-        """What goes on of each row of the view; the answer for one row does not depend on the others."""
+        """What goes on of each row of the view; the answer for one row does not depend on the others.
+
+        A budget becomes `view.count` where the LLM's depth is known. Where it is not, a method that drops once leaves
+        the budget itself; raises SettingError for one that drops several times.
+        """
+        if view.count is None and (self.budget, self.keep_ratio) != (None, None):
+            if len(self.after(32)) > 1:
+                raise SettingError(
+                    f"{self._title} drops tokens several times, so what a budget leaves each time depends on the LLM. "
+                    "Give view.count, or no budget."
+                )
+            view = replace(view, count=min(self.asked(len(embeds)) or 1 for embeds in view.first_embeds))
         rows = [self.drop(view.row(row)) for row in range(view.rows)]
 
         def column(name: str) -> Any:

@@ -76,11 +76,14 @@ class HiRED(Method):
         total = (1 + tiles) * self.tokens(patches)
         if self.paper and self.budget is None:
             total = int((1 + tiles) * patches * (self.keep_ratio or 0.2))
-        whole = max(min(int(total * self.alpha), patches), total - tiles * patches)
+        whole = min(int(total * self.alpha), patches)
+        if not self.paper:  # what the tiles cannot take is not lost
+            whole = max(whole, total - tiles * patches)
         best = top(early[None], [int(patches * (1 - self.alpha))])[0].cpu()
         place = torch.arange(patches) * tiles // patches if self.paper else blocks(grid, tiling)
         found = torch.bincount(place[best], minlength=tiles)
         shares = found if found.any() else found + 1
         if self.paper:
-            return [whole, *(shares / shares.sum() * (total - whole)).int().tolist()]
+            rest = min(total - whole, tiles * patches)
+            return [whole, *(shares / shares.sum() * rest).int().clamp(max=patches).tolist()]
         return [whole, *apportion(total - whole, shares.tolist(), patches)]

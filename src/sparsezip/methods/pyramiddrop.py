@@ -72,4 +72,4 @@ class PyramidDrop(LayerMethod):
         return Kept.selection(top(attention, [count]), [attention.shape[1]])
 
     def _count(self, began: int, stage: int) -> int:
-        return max(1, int(began * self.ratios[stage]))
+        return max(1, int(began * self._at(self.ratios, stage)))

@@ -3,7 +3,7 @@
 Paper: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025.
 Code: Gumpest/SparseVLMs @ 91fb6d9 (1.0), b9619e6 (1.5), 26a5f48 (2.0: SparseVLM+), llava/model/language_model.
 Parity: golden vectors, both forms: choices, clusters, heads, ranks exactly, values to 2e-6; their noise is left out.
-Differs: positions stay; layers follow the depth; gravity stays above 5 % (paper=True: 0.1 %); too few tokens all stay.
+Differs: positions stay, layers follow the depth, gravity stays above 5 %; no torch.rand noise; few tokens all stay.
 """
 
 from collections.abc import Iterable
@@ -91,7 +91,10 @@ class SparseVLM(LayerMethod):
         selection = Kept.selection(top(scores[None], [kept]), [visual])
         if not groups:
             return selection
-        return recycled(selection, scores, view.hidden[0, view.visual[0]], _pool(visual - kept), groups)
+        pool, noise = _pool(visual - kept), None
+        if self.paper:  # it decides between tokens that are each other's nearest
+            noise = torch.rand(1, pool)[0].to(scores.device) * 1e-6
+        return recycled(selection, scores, view.hidden[0, view.visual[0]], pool, groups, noise)
 
     def attention(self, view: LayerView) -> Float[Tensor, "rater visual"]:
         """What each rater attends to, mean over heads; in 2.0 corrected for the distance, over the strongest heads."""
@@ -133,7 +136,7 @@ class SparseVLM(LayerMethod):
             scale, bias = scale if self.scale is None else self.scale, bias if self.bias is None else self.bias
             wanted = int(rank * scale + bias)
         else:
-            wanted = TABLES[self.version][self.retained_tokens][view.stage]
+            wanted = self._at(TABLES[self.version][self.retained_tokens], view.stage)
         kept = max(1, min(wanted, visual - int(self.paper)))
         return kept, self._groups(visual - kept)
 

@@ -233,8 +233,8 @@ def peaks(
     """Group tokens around `count` density peaks: the label of each, and the peaks, the most marked one first.
 
     A token is dense if its `count` nearest, itself included, are near, and a peak if it is dense and far from what is
-    denser. Of equally dense ones the lower index is the denser, unless `noise`, as drawn by the published code, is
-    added to the density. Raises FailureError for tokens that are not finite.
+    denser. Of equally dense ones the lower index is the denser; with `noise`, which the published code adds to the
+    density, neither is. Raises FailureError for tokens that are not finite.
     """
     centred = tokens.float() - tokens.float().mean(0)
     inner = centred @ centred.mT
@@ -250,8 +250,10 @@ def peaks(
     density = (
         -spread if noise is None else torch.exp(-spread) + noise
     )  # its log, where none can be too small for a float
-    index = torch.arange(len(tokens), device=tokens.device)
-    denser = (density > density[:, None]) | ((density == density[:, None]) & (index < index[:, None]))
+    denser = density > density[:, None]
+    if noise is None:
+        index = torch.arange(len(tokens), device=tokens.device)
+        denser |= (density == density[:, None]) & (index < index[:, None])
     distance = squared.sqrt()
     apart = torch.where(denser, distance, distance.max()).amin(-1)
     marked = density + apart.log() if noise is None else density * apart
