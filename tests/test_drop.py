@@ -467,6 +467,34 @@ def test_another_conversation_is_decoded_as_it_was_begun(llm):
     drop.restore()
 
 
+@FORMS
+@torch.no_grad()
+def test_conversations_may_take_turns(llm, settings):
+    """What was dropped from each is known by its cache."""
+    rows, step = [prompt(16, seed=7), prompt(9, seed=8)], new(1)[None]
+    expected = [
+        Run(llm, Halves(**settings), [row], [[count]]).steps[0] for row, count in zip(rows, (16, 9), strict=True)
+    ]
+    drop, caches = Drop(llm, Halves(**settings), [].extend, nullcontext), []
+    for (embeds, visual), count in zip(rows, (16, 9), strict=True):
+        drop.expect(visual[None], None, [[count]], lambda text: Decoder(layers=LAYERS, text=text))
+        caches.append(DynamicCache())
+        llm(inputs_embeds=embeds[None], past_key_values=caches[-1], use_cache=True)
+    llm(inputs_embeds=rows[0][0][None])
+    copied = copy.deepcopy(caches[0])
+    for cache, known, (embeds, _) in zip(caches, expected, rows, strict=True):
+        position = torch.tensor([[len(embeds)]])
+        first = llm(inputs_embeds=step * 0 + new(3)[0], position_ids=position, past_key_values=cache, use_cache=True)
+        close(first.last_hidden_state[:, 0], known)
+    with pytest.raises(UnsupportedCallError, match="Go on with the cache itself"):
+        llm(inputs_embeds=step, past_key_values=copied, use_cache=True)
+    caches[0].reset()  # emptied, it holds another prompt, of which nothing is dropped
+    plain = llm(inputs_embeds=rows[1][0][None], past_key_values=DynamicCache(), use_cache=True).last_hidden_state
+    again = llm(inputs_embeds=rows[1][0][None], past_key_values=caches[0], use_cache=True).last_hidden_state
+    assert torch.equal(again, plain)
+    drop.restore()
+
+
 def test_masks_for_flash_attention_are_cut_to_what_is_left():
     """One value per token, and none where nothing is masked; it is causal by itself."""
     real = torch.tensor([[False, True, True], [True, True, True]])

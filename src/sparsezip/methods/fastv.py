@@ -28,7 +28,7 @@ class FastV(LayerMethod):
     sizing: ClassVar[frozenset[str]] = frozenset({"r"})
 
     k: Annotated[int, Field(ge=1)] | None = None
-    r: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    r: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
     def after(self, layers: int) -> list[int]:
         """The layer in front of layer k."""

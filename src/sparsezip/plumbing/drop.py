@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,8 +123,6 @@ class _Prompt:
     behind: dict[int, _Layout] = field(default_factory=dict)  # by number of drops, once something was dropped
     given: dict[int, dict[str, Any]] = field(default_factory=dict)  # what the layers behind so many drops are given
     cache: Any = None
-    through: bool = False
-    later: dict[int, "_Decoding"] = field(default_factory=dict)  # by number of drops
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +130,7 @@ class _Decoding:
     """What is left of a prompt in the caches behind some drops, by row of the model."""
 
     layout: _Layout
+    width: int  # of the prompt
     plain: bool  # no padding, and no token counts for several
     gone: Int[Tensor, "row"]  # tokens that have left
 
@@ -140,7 +139,7 @@ class _Decoding:
         """Once the prompt is through."""
         start, layout = (each.until(prompt.width).repeated(prompt.repeat) for each in (prompt.start, layout))
         plain = bool(layout.real.all()) and not layout.sized
-        return cls(layout=layout, plain=plain, gone=start.real.sum(1) - layout.real.sum(1))
+        return cls(layout=layout, width=prompt.width, plain=plain, gone=start.real.sum(1) - layout.real.sum(1))
 
 
 class Drop:
@@ -177,7 +176,8 @@ class Drop:
                 f"this LLM has {len(self.layers)}, and behind the last one there is nothing to save."
             )
         self._expected: _Prompt | None = None
-        self._prompt: _Prompt | None = None
+        self._prompt: _Prompt | None = None  # under way
+        self._through: WeakKeyDictionary[Any, dict[int, _Decoding]] = WeakKeyDictionary()  # by cache, number of drops
         self._listener: Listener | None = None
         self._heard: list[Tensor] = []
         self._peeking = False
@@ -194,6 +194,7 @@ class Drop:
         """Leave the LLM as it was."""
         self.forget()
         self._prompt = None
+        self._through.clear()
         for hook in self._hooks:
             hook.remove()
 
@@ -229,8 +230,19 @@ class Drop:
         self._stop_listening()  # in a pass that failed
         call = by_name(llm.forward, args, kwargs)
         embeds, cache = call.get("inputs_embeds"), call.get("past_key_values")
-        if embeds is None or (cache is not None and cache.get_seq_length()):
+        self._prompt = None
+        if embeds is None:
             return
+        if cache is not None and cache.get_seq_length():
+            lengths = {cache.get_seq_length(layer) for layer in range(len(self.layers))}
+            if len(lengths) > 1 and cache not in self._through:
+                raise UnsupportedCallError(
+                    f"{self.method.name} has dropped tokens from this cache, whose layers hold {min(lengths)} to "
+                    f"{max(lengths)}, but it is a copy or of another session. Go on with the cache itself."
+                )
+            return
+        if cache is not None:
+            self._through.pop(cache, None)  # it was emptied
         self._prompt, self._expected = self._expected, None
         prompt = self._prompt
         if prompt is None:
@@ -251,25 +263,23 @@ class Drop:
 
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             prompt = self._prompt
-            if prompt is None or self._peeking or (prompt.through and drops not in prompt.later):
+            if self._peeking or (prompt is None and not self._through):
                 return None
             call = dict(zip(self._arguments, args, strict=False)) | kwargs
             cache = call.get("past_key_values")
-            if prompt.through:
-                if cache is None or prompt.cache is None or prompt.cache() is not cache:
-                    return None
-                return (), call | self._decoding(prompt, drops, call, index)
-            if index == 0:
-                prompt.cache = None if cache is None else ref(cache)
+            if prompt is None:
+                left = None if cache is None else self._through.get(cache, {}).get(drops)
+                return None if left is None else ((), call | self._decoding(left, call, index))
+            prompt.cache = cache
             for image in prompt.images:
                 image.entering.append(len(image.visual))
             if index in self.stages and self._concerns(prompt) and not self.method.looks_ahead:
                 self._listen(index)
+            given, expected = call["hidden_states"].shape[1], prompt.layout.real.shape[1]
+            if given != expected:
+                raise FailureError(f"Layer {index} was given {given} tokens, but {expected} are left.")
             if drops not in prompt.behind:
                 return None
-            given, left = call["hidden_states"].shape[1], prompt.behind[drops].real.shape[1]
-            if given != left:
-                raise FailureError(f"Layer {index} was given {given} tokens, but {left} are left.")
             if drops not in prompt.given:  # the same for every layer up to the next drop
                 prompt.given = {drops: self._prefilling(prompt, prompt.behind[drops], call)}
             return (), call | prompt.given[drops]
@@ -279,7 +289,7 @@ class Drop:
     def _behind(self, index: int) -> Callable[..., Any]:
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             prompt = self._prompt
-            if prompt is None or prompt.through or self._peeking:
+            if prompt is None or self._peeking:
                 return None
             self._stop_listening()
             hidden = output[0] if isinstance(output, tuple) else output
@@ -300,12 +310,14 @@ class Drop:
 
     def _put_back(self, norm: Any, args: tuple[Any, ...]) -> Any:
         prompt = self._prompt
-        if prompt is None or prompt.through or self._peeking:
+        if prompt is None or self._peeking:
             return None
         if prompt.stage != len(self.stages):
             raise FailureError(f"{prompt.stage} of the {len(self.stages)} drops of {self.method.name} took place.")
-        prompt.through, prompt.embeds, prompt.given = True, None, {}
-        prompt.later = {drops: _Decoding.of(prompt, layout) for drops, layout in prompt.behind.items()}
+        self._prompt = None
+        if prompt.cache is not None and prompt.behind:
+            later = {drops: _Decoding.of(prompt, layout) for drops, layout in prompt.behind.items()}
+            self._through[prompt.cache] = later
         self.finished(prompt.images)
         if prompt.layout is prompt.start:
             return None
@@ -381,8 +393,13 @@ class Drop:
             )
             if self.method.adapts and prompt.stage == 0:
                 image.settle(view)
-            count = None if image.plan is None else image.plan[prompt.stage]
-            kept.append(image.method.keep(replace(view, count=count)) if image.loses(prompt.stage) else None)
+            drop = None
+            if image.loses(prompt.stage):
+                count = None if image.plan is None else image.plan[prompt.stage]
+                drop = image.method.keep(replace(view, count=count))
+                if len(drop.indices[0]) == len(image.visual) and drop.hidden is drop.sizes is None:
+                    drop = None
+            kept.append(drop)
         return kept
 
     def _positions(self, prompt: _Prompt) -> Tensor:
@@ -433,8 +450,8 @@ class Drop:
         # Where tokens are is in the tables. Gaps in position_ids would tell FlashAttention of several packed sequences.
         return {"attention_mask": mask, "position_ids": layout.count, "position_embeddings": tables}
 
-    def _decoding(self, prompt: _Prompt, drops: int, call: dict[str, Any], index: int) -> dict[str, Any]:
-        left, hidden, mask = prompt.later[drops], call["hidden_states"], call["attention_mask"]
+    def _decoding(self, left: _Decoding, call: dict[str, Any], index: int) -> dict[str, Any]:
+        hidden, mask = call["hidden_states"], call["attention_mask"]
         given: dict[str, Any] = {}
         if self.method.compact:
             given["position_ids"] = call["position_ids"] - left.gone[:, None]
@@ -444,14 +461,13 @@ class Drop:
         layout, queries = left.layout, hidden.shape[1]
         later = call["past_key_values"].get_seq_length(index) + queries - layout.real.shape[1]
         if mask is not None:
-            behind = torch.arange(prompt.width, prompt.width + later, device=hidden.device)
+            behind = torch.arange(left.width, left.width + later, device=hidden.device)
             columns = torch.cat([layout.column, behind.expand(len(hidden), -1)], 1)
             mask = mask.expand(len(columns), *mask.shape[1:])
             columns = columns.view(len(columns), *[1] * (mask.ndim - 2), -1)
             mask = mask.gather(-1, columns.expand(*mask.shape[:-1], -1))
         real, size = (torch.nn.functional.pad(value, (0, later), value=1) for value in (layout.real, layout.size))
-        order = torch.ones(queries, real.shape[1], dtype=torch.bool, device=hidden.device)
-        order = order.tril(real.shape[1] - queries)
+        order = torch.ones(queries, real.shape[1], dtype=torch.bool, device=hidden.device)  # several come with a mask
         return given | {"attention_mask": _masked(mask, real, size, order, hidden.dtype, self.flash)}
 
 
