@@ -6,11 +6,14 @@ import pytest
 import torch
 from test_compress import NEW, ROWS, alone, answers
 from tiny_vlm import NoAttentionMatrix, fingerprint, inputs_for, make_config, make_model, make_processor, picture
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache, StoppingCriteria
 
 import sparsezip
 from sparsezip.errors import BudgetError, SettingError, UnsupportedCallError
 from sparsezip.methods.base import LayerMethod
+from sparsezip.pipeline import _method
 
 INSIDE = [name for name in sparsezip.list_methods() if issubclass(sparsezip.methods.registry.get(name), LayerMethod)]
 METHODS = [
@@ -224,24 +227,37 @@ def test_a_pair_has_one_budget(model):
         assert torch.equal(image.source[image.kept], torch.arange(len(image.kept)))
 
 
-def test_flops_are_matched(model):
-    """In the shapes of the model itself, counted by torch."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
+@pytest.mark.parametrize("name", [*INSIDE, "grid|fastv", "grid|pyramiddrop"])
+def test_flops_are_matched(name, monkeypatch):
+    """As torch counts them in the LLM; looking ahead is among them, the method's own stage is not."""
     inputs = inputs_for(("What color is the star?", [1]), side=112)
-    model = make_model(side=112)
+    model, own = make_model(side=112), []
+
+    def spent(run, inside="Global"):
+        counter = FlopCounterMode(display=False)
+        with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
+            result = run()
+        counts = counter.get_flop_counts()
+        return sum(sum(counts[part].values()) for part in counts if part.endswith(inside)), result
 
     def flops(method):
-        counter = FlopCounterMode(display=False)
-        with sparsezip.compress(model, method), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
-            model(**inputs)
-        counts = counter.get_flop_counts()
-        return sum(sum(counts[name].values()) for name in counts if name.endswith("language_model"))
+        with sparsezip.compress(model, method):
+            return spent(lambda: model(**inputs), "language_model")[0]
 
-    wanted = flops(sparsezip.methods.Grid(budget=40))
-    found = flops(sparsezip.methods.FastV(k=1, budget=40, match="flops"))
-    assert 0.97 * wanted < found <= wanted * 1.01
+    made = {"match": "flops", "budget": 25 if "|" in name else 52}
+    wanted = flops(sparsezip.methods.Grid(budget=made["budget"]))
+    kind = type(sparsezip.method(name).parts[1])
+    for stage in ("keep", "settled"):
+        original = getattr(kind, stage)
+
+        def watched(self, view, original=original):
+            counted, result = spent(lambda: original(self, view))
+            own.append(counted)
+            return result
+
+        monkeypatch.setattr(kind, stage, watched)
+    found = flops(sparsezip.method(name, **made)) - sum(own)
+    assert 0.96 * wanted < found <= wanted * 1.01
 
 
 @pytest.mark.parametrize(
@@ -271,6 +287,11 @@ def test_a_budget_out_of_reach_is_refused(model):
         pytest.raises(BudgetError, match=r"mean of 6\.0"),
     ):
         model(**alone(ROWS[0]))
+    with (
+        sparsezip.compress(model, sparsezip.methods.FastV(budget=2, match="flops")),
+        pytest.raises(BudgetError, match="times the FLOPs of 2 tokens in every layer"),
+    ):
+        model(**alone(ROWS[0]))
     with pytest.raises(SettingError, match="room for one"):
         sparsezip.methods.FastV() | sparsezip.methods.FastV()
 
@@ -292,6 +313,12 @@ def test_a_call_that_failed_leaves_nothing_behind(model):
         with pytest.raises(KeyError, match="on the way"):
             answers(model, alone(ROWS[0]), stopping_criteria=[Stops()])
         assert torch.equal(answers(model, text), expected)
+
+
+@pytest.mark.parametrize("given", [sparsezip.methods.FastV, None, 3])
+def test_what_is_no_method_is_refused(given):
+    with pytest.raises(SettingError, match="Give a method"):
+        _method(given)
 
 
 def test_the_method_sees_the_prompts_text(model):

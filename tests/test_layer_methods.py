@@ -317,7 +317,7 @@ def test_positions_are_counted_anew_as_published_only():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: FastV(r=0.0), "r = 0.0"),
+        (lambda: FastV(r=-0.1), "r = -0.1"),
         (lambda: FastV(r=1.0), "r = 1.0"),
         (lambda: FastV(k=0), "k = 0"),
         (lambda: PyramidDrop(ratios=(0.5, 0.25)), "2 ratios for the layers"),

@@ -120,6 +120,9 @@ def test_the_decoders_size_is_what_a_layer_computes(model, tokens):
     with counter:
         decoder.layers[0](hidden, position_embeddings=places)
     assert counter.get_total_flops() == size.per_token * tokens + size.per_pair * tokens**2
+    counts, own = counter.get_flop_counts(), f"{type(decoder.layers[0]).__name__}.self_attn"
+    looked = [sum(counts[f"{own}.{name}_proj"].values()) for name in "qkv"]
+    assert sum(looked) == size.per_look * tokens
     assert (size.layers, size.text) == (adapter_for(model).llm_layers, 7)
 
 

@@ -60,6 +60,14 @@ def test_its_settings_build_it_again(settings):
         ("grid|visionzip|fastv", {}, SettingError, "is no pair"),
         ("visionzip|fastv", {"fastw": {}}, UnknownNameError, 'no setting "fastw". Did you mean "fastv"'),
         ("visionzip|fastv", {"fastv": {"kk": 3}}, UnknownNameError, 'fastv has no setting "kk"'),
+        ("visionzip|", {}, SettingError, '"visionzip|" names one method'),
+        ("visionzip|fastv", {"budget": 64, "fastv": {"budget": 20}}, SettingError, "gives fastv {'budget': 64}, but"),
+        (
+            "visionzip|fastv",
+            {"keep_ratio": 0.1, "visionzip": {"budget": 9}},
+            SettingError,
+            "gives visionzip {'keep_ratio",
+        ),
         ("visionzip|fastv", {"fastv": 3}, SettingError, "fastv = 3. Give its settings by name"),
     ],
 )
@@ -234,3 +242,13 @@ def test_eval_leaves_out_what_the_layers_are_too_few_for(run, model, tmp_path):
     code, _, err = run(*wanted[:5], "--method", "fastv", "--budget", 4, *wanted[9:-1], tmp_path / "other")
     assert (code, len(err)) == (2, 1)
     assert "too much for a budget of 4" in err[0]
+
+
+def test_the_measure_of_a_pair_is_that_of_its_inner_method():
+    assert methods.method("visionzip|fastv", match="tokens", fastv={"budget": 40}).inner.match == "tokens"
+    assert methods.method("visionzip|fastv", fastv={"budget": 40, "match": "tokens"}).inner.match == "tokens"
+
+
+def test_a_version_may_be_written_as_a_number():
+    assert methods.method("sparsevlm", version=1.5) == methods.method("sparsevlm", version="1.5")
+    assert chosen("sparsevlm.version=2.0", running="sparsevlm")[1][0].version == "2.0"

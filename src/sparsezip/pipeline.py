@@ -26,7 +26,7 @@ from torch.nn.functional import interpolate
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from . import methods
-from .errors import AlreadyCompressedError, UnsupportedCallError, UnsupportedModelError
+from .errors import AlreadyCompressedError, SettingError, UnsupportedCallError, UnsupportedModelError
 from .images import opened
 from .methods.base import LayerMethod, Method
 from .models.base import Adapter
@@ -103,8 +103,11 @@ def _intercept(
     return Interception(model, splice, splice.restore), splice.trace
 
 
-def _method(method: Method | str) -> Method:
-    return methods.method(method) if isinstance(method, str) else method
+def _method(method: Any) -> Method:
+    made = methods.method(method) if isinstance(method, str) else method
+    if not isinstance(made, Method):
+        raise SettingError(f'Give a method, as VisionZip(budget=64), or its name, as "visionzip"; not {method!r}.')
+    return made
 
 
 def detach(model: nn.Module) -> None:

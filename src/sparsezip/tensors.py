@@ -157,6 +157,7 @@ class Decoder:
     layers: int
     per_token: float = 1.0  # FLOPs of one token in one layer
     per_pair: float = 0.0  # FLOPs of one query meeting one key in one layer
+    per_look: float = 0.0  # FLOPs of one token's queries, keys and values in one layer
     text: int = 0  # tokens of the prompt that are not the image's
 
 

@@ -66,7 +66,8 @@ class Shape:
         """As a budget sees it; the MLP has three matrices, 2.6875 times as wide as the LLM in LLaMA."""
         weights = 4 * self.width**2 + 3 * 2.6875 * self.width**2
         text = self.before + self.behind
-        return Decoder(layers=self.llm_layers, per_token=2 * weights, per_pair=4 * self.width, text=text)
+        look = 6 * self.width**2
+        return Decoder(layers=self.llm_layers, per_token=2 * weights, per_pair=4 * self.width, per_look=look, text=text)
 
 
 def stages(

@@ -47,6 +47,8 @@ def settings(method: Any) -> dict[str, Any]:
 def _pair(names: list[str], settings: dict[str, Any]) -> Any:
     from .base import LayerMethod, Pair  # only now: names can be listed without torch
 
+    if "" in names:
+        raise SettingError(f'"{"|".join(names)}" names one method. A pair has two, as visionzip|fastv.')
     inside = [issubclass(registry.get(name), LayerMethod) for name in names]
     if inside != [False, True]:
         raise SettingError(

@@ -230,7 +230,14 @@ class LayerMethod(Method):
         if asked >= visual:
             return [visual] * len(stages)
         return schedule(
-            self._title, lambda share: self.left(share, visual, len(stages)), stages, asked, self.match, visual, llm
+            self._title,
+            lambda share: self.left(share, visual, len(stages)),
+            stages,
+            asked,
+            self.match,
+            visual,
+            llm,
+            self.looks_ahead,
         )
 
     def tokens(self, patches: int) -> int:
@@ -274,7 +281,8 @@ class Pair(Method):
     many tokens (all where there are fewer). Without one the two keep their settings; a budget of the inner method
     counts what enters each layer, so it is the pair's as well.
 
-    Raises SettingError for an inner method that does not work inside an LLM, or an outer one that does.
+    Raises SettingError for an inner method that does not work inside an LLM, an outer one that does, or a part with a
+    budget other than its share of the pair's.
     """
 
     outer: Any
@@ -283,15 +291,20 @@ class Pair(Method):
     def __post_init__(self) -> None:
         outer, inner = self.outer, self.inner
         if not isinstance(inner, LayerMethod) or not isinstance(outer, Method) or outer.parts[1] is not None:
-            raise SettingError(f"{outer} | {inner} is no pair. Write a method in front of the LLM, then one inside it.")
+            names = " | ".join(str(getattr(part, "name", part)) for part in (outer, inner))
+            raise SettingError(f"{names} is no pair. Write a method in front of the LLM, then one inside it.")
         super().__post_init__()
+        sent: dict[str, Any] = {}
+        left: dict[str, Any] = {}
         if self.budget is not None:
-            outer = replace(outer, budget=2 * self.budget, keep_ratio=None) if outer.takes_budget else outer
-            inner = replace(inner, budget=self.budget, keep_ratio=None, match=self.match)
+            sent, left = {"budget": 2 * self.budget}, {"budget": self.budget}
         elif self.keep_ratio is not None:
-            sent = min(1.0, 2 * self.keep_ratio) if outer.takes_budget else 1.0
-            outer = replace(outer, budget=None, keep_ratio=sent) if outer.takes_budget else outer
-            inner = replace(inner, budget=None, keep_ratio=self.keep_ratio / sent, match=self.match)
+            most = min(1.0, 2 * self.keep_ratio) if outer.takes_budget else 1.0
+            sent, left = {"keep_ratio": most}, {"keep_ratio": self.keep_ratio / most}
+        outer = _granted(outer, sent) if outer.takes_budget else outer
+        inner = _granted(inner, left)
+        if self.match != "mean_tokens_per_layer":
+            inner = replace(inner, match=self.match)
         if self.paper:
             outer, inner = replace(outer, paper=True), replace(inner, paper=True)
         for name, value in (("outer", outer), ("inner", inner), ("name", f"{outer.name}|{inner.name}")):
@@ -334,6 +347,16 @@ class Pair(Method):
         return sent
 
 
+def _granted(part: Any, share: dict[str, Any]) -> Any:
+    """A part of a pair with its share of the pair's budget. Raises SettingError where it has another one."""
+    own = {name: getattr(part, name) for name in ("budget", "keep_ratio") if getattr(part, name) is not None}
+    if share and own and own != share:
+        raise SettingError(
+            f"The pair's budget gives {part.name} {share}, but it has {own}. Give the pair a budget, or its parts."
+        )
+    return replace(part, **share) if share else part
+
+
 def _checked(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The given settings of the dataclass `kind`, each checked against its annotation."""
     hints = {name: hint for base in kind.__mro__[::-1] for name, hint in get_annotations(base, eval_str=True).items()}
@@ -352,8 +375,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return hint(**_checked(hint, value, where))
     value = tuple(value) if isinstance(value, list) else value  # YAML has no tuples
     try:
-        TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
+        return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value, strict=True)
     except ValidationError as error:
         message = error.errors()[0]["msg"].replace("Input", "It", 1)
         raise SettingError(f"{where} = {value!r}. {message}.") from None
-    return value

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ..errors import SettingError
@@ -31,6 +31,10 @@ LAYERS = {"1.0": (2, 6, 15, 19), "1.5": (2, 6, 15), "2.0": (2, 6, 15)}
 HEADS = 14  # that count in 2.0
 
 
+def _worded(version: object) -> object:
+    return str(version) if isinstance(version, float) else version  # as YAML reads 1.5
+
+
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(LayerMethod):
     """Drop tokens behind `layers`, counted from 0, by the attention of the text that rates the image.
@@ -45,7 +49,7 @@ class SparseVLM(LayerMethod):
     name: ClassVar[str] = "sparsevlm"
     sizing: ClassVar[frozenset[str]] = frozenset({"retained_tokens", "scale", "bias"})
 
-    version: Literal["1.0", "1.5", "2.0"] = "1.5"
+    version: Annotated[Literal["1.0", "1.5", "2.0"], BeforeValidator(_worded)] = "1.5"
     retained_tokens: Literal[192, 128, 96, 64] = 192
     scale: Annotated[float, Field(gt=0)] | None = None
     bias: float | None = None

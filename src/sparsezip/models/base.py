@@ -119,8 +119,15 @@ class Adapter(ABC):
         width, heads = config.hidden_size, config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or width // heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
-        weights = width * (2 * heads * head_dim + 2 * key_heads * head_dim + 3 * config.intermediate_size)
-        return Decoder(layers=self.llm_layers, per_token=2 * weights, per_pair=4 * heads * head_dim, text=text)
+        looked = width * (heads + 2 * key_heads) * head_dim
+        weights = looked + width * (heads * head_dim + 3 * config.intermediate_size)
+        return Decoder(
+            layers=self.llm_layers,
+            per_token=2 * weights,
+            per_pair=4 * heads * head_dim,
+            per_look=2 * looked,
+            text=text,
+        )
 
     def question(self, words: Tensor) -> Question:
         """The question whose token ids are `words` [word]."""

@@ -84,11 +84,13 @@ def schedule(
     match: str,
     visual: int,
     llm: Decoder,
+    looks_ahead: bool = False,
 ) -> list[int]:
     """What each drop may leave of `visual` tokens so that the layers, as `match` measures them, get `budget` at most.
 
     `left(share)` is the method's own shape of the counts, from nearly none at share 0 to all at 1. The result is the
-    largest that meets the budget, found by bisection: at least one token everywhere, and never more than before.
+    largest that meets the budget, found by bisection: at least one token everywhere, and never more than before. With
+    `looks_ahead` each drop costs the queries, keys and values that the next layer makes once more.
 
     Raises BudgetError when even one token behind each drop is too much.
     """
@@ -104,16 +106,22 @@ def schedule(
         if match == "tokens":
             return counts[-1]
         entering = per_layer(visual, stages, counts, llm.layers)
-        return flops(entering, llm) if match == "flops" else sum(entering) / llm.layers
+        if match != "flops":
+            return sum(entering) / llm.layers
+        asked = [entering[stage] for stage, count in zip(stages, counts, strict=True) if count < entering[stage]]
+        return flops(entering, llm) + (llm.per_look * sum(n + llm.text for n in asked) if looks_ahead else 0)
 
     target = flops([budget] * llm.layers, llm) if match == "flops" else budget
     least = [1] * len(stages)
     if cost(least) > target:
-        mean = sum(per_layer(visual, stages, least, llm.layers)) / llm.layers
+        first = "layer" if stages[0] == 0 else f"{stages[0] + 1} layers"
+        share = f"a mean of {sum(per_layer(visual, stages, least, llm.layers)) / llm.layers:.1f} tokens"
+        if match == "flops":
+            share = f"{cost(least) / target:.2f} times the FLOPs of {budget} tokens in every layer"
         raise BudgetError(
-            f"{method} lets all {visual} visual tokens into the first {stages[0] + 1} of {llm.layers} layers, which "
-            f"makes a mean of {mean:.1f} at least: too much for a budget of {budget} ({match}). Raise the budget, drop "
-            "earlier, or send fewer tokens to begin with, as visionzip|fastv does."
+            f"{method} lets all {visual} visual tokens into the first {first} of {llm.layers}, which makes {share} at "
+            f"least: too much for a budget of {budget}. Raise the budget, drop earlier, or have another method send "
+            "fewer tokens."
         )
     low, high = 0.0, 1.0
     for _ in range(50):
