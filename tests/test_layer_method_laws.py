@@ -53,7 +53,7 @@ def whole(kept, made, blends=True):
         assert set(source.tolist()) - {-1} == set(range(tokens)), "a place holds no token"
         if not blends:
             assert kept.hidden is None
-            assert (source[source < len(indices)] >= -1).sum() - (source == -1).sum() == len(indices)
+            assert ((source >= 0) & (source < len(indices))).sum() == len(indices)
         for made_of in (kept.hidden and kept.hidden[row], kept.merged and kept.merged[row]):
             if made_of is not None:
                 assert made_of.dtype == made.hidden.dtype

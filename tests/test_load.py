@@ -216,6 +216,16 @@ def test_unknown_names(name):
     assert ('Did you mean "testbed"?' in str(caught.value)) == (name == "testbad")
 
 
+def test_a_file_is_no_model_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "scene.png").touch()
+    monkeypatch.setattr(opening, "cached_file", lambda *_, **__: pytest.fail("the Hub was asked"))
+    for open_ in (sparsezip.load, sparsezip.load_clip):
+        with pytest.raises(UnknownNameError, match="There is no model"):
+            open_("owner/scene.png")
+
+
 def test_a_hub_id_that_is_not_to_be_had(tmp_path):
     with pytest.raises(UnknownNameError, match='no model "owner/tiny" to be had'):
         sparsezip.load("owner/tiny", cache_dir=str(tmp_path), local_files_only=True)

@@ -58,7 +58,11 @@ Methods = Annotated[
     str | None, typer.Option(help=f"Names of `sparsezip list methods` and pairs, by comma ({', '.join(COMPARED)}).")
 ]
 Budget = Annotated[
-    int | None, typer.Option(help=f"Tokens per image, every one counted. {BUDGET} unless said otherwise.")
+    int | None,
+    typer.Option(
+        help=f"Tokens per image, every one counted. {BUDGET} unless said otherwise; inside the LLM none, so that the "
+        "method's own settings count."
+    ),
 ]
 Ratio = Annotated[float | None, typer.Option(help="The same as a share of the patches, in place of --budget.")]
 Match = Annotated[

@@ -20,9 +20,9 @@ class ImageTrace:
     image that a method scaled down no patch is kept; each is held by the token of the larger one at its centre.
     """
 
-    kept: Tensor  # [kept] patch indices of the dominant tokens, raster order, CLS not counted
-    tokens: int  # visual tokens that reach the LLM
-    source: Tensor  # [patch] output token that holds the patch, -1: dropped
+    kept: Tensor  # [kept] patch indices of the dominant tokens that are left, raster order, CLS not counted
+    tokens: int  # visual tokens that reach the LLM's first layer
+    source: Tensor  # [patch] token that holds the patch, counted over those that are left, -1: dropped
     patches: int
     grid: tuple[int, int]  # (rows, cols)
     tokens_per_layer: list[int] = field(default_factory=list)  # that entered each LLM layer
@@ -62,7 +62,8 @@ class Trace:
     """What happened in the last call under compression."""
 
     images: list[ImageTrace] = field(default_factory=list)  # in reading order, over all rows of the batch
-    # visual tokens entering each LLM layer, mean over images
+    # visual tokens entering each LLM layer, mean over images: counted where they enter if tokens are dropped inside the
+    # LLM, else by the prompt's placeholders, all of which go through every layer
     tokens_per_layer: list[float] = field(default_factory=list)
     # ms of the whole batch: tower, question, compress, project; clip, where patches are taken into CLIP's space
     stages: dict[str, float] = field(default_factory=dict)

@@ -242,7 +242,7 @@ class _Files:
             return cls(folder, folder)
         if name == "testbed":
             raise UnknownNameError(f"This installation lacks the testbed's checkpoint ({TESTBED}). Install it anew.")
-        if folder.is_dir() or folder.is_absolute() or name.count("/") != 1:
+        if folder.exists() or folder.is_absolute() or name.count("/") != 1:
             hint = nearest(name, ["testbed"]) or " Give testbed, a folder with config.json, or a Hub id (owner/name)."
             raise UnknownNameError(f'There is no model "{name}".{hint}')
         try:
