@@ -12,7 +12,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel, MistralConfig, M
 
 from sparsezip.errors import UnsupportedCallError, UnsupportedModelError
 from sparsezip.methods.base import LayerMethod
-from sparsezip.plumbing.drop import Drop, _masked
+from sparsezip.plumbing.drop import Drop
+from sparsezip.plumbing.layout import masked
 from sparsezip.tensors import Decoder, Kept
 
 LAYERS, WIDTH, HEADS = 5, 48, 4
@@ -500,15 +501,15 @@ def test_masks_for_flash_attention_are_cut_to_what_is_left():
     real = torch.tensor([[False, True, True], [True, True, True]])
     order, given = torch.ones(3, 3).bool().tril(), torch.tensor([[1, 1, 1], [0, 1, 1]])
 
-    def masked(mask, real, size=1.0):
-        return _masked(mask, real, torch.full((2, 3), size), order, torch.float32, flash=True)
+    def cut(mask, real, size=1.0):
+        return masked(mask, real, torch.full((2, 3), size), order, torch.float32, flash=True)
 
-    assert masked(None, real).tolist() == real.tolist()
-    assert masked(given, real).tolist() == (given.bool() & real).tolist()
-    assert masked(given, real | True).tolist() == given.bool().tolist()
-    assert masked(given | 1, real | True) is None
+    assert cut(None, real).tolist() == real.tolist()
+    assert cut(given, real).tolist() == (given.bool() & real).tolist()
+    assert cut(given, real | True).tolist() == given.bool().tolist()
+    assert cut(given | 1, real | True) is None
     with pytest.raises(UnsupportedCallError, match="sdpa or eager"):
-        masked(given, real, 2.0)
+        cut(given, real, 2.0)
 
 
 @FORMS

@@ -33,8 +33,8 @@ from .models.base import Adapter
 from .models.clip import ClipText
 from .models.load import Checkpoint, adapter_for
 from .plumbing.drop import Drop
-from .plumbing.drop import Image as Dropped
 from .plumbing.generate import Call, Interception, Setting, refuse_inside, refuse_unsupported
+from .plumbing.layout import Image as Dropped
 from .plumbing.placeholders import PER_TOKEN, images_per_row, shortening
 from .plumbing.tap import Tap
 from .reader import Asked, Reader

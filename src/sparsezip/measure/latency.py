@@ -285,7 +285,7 @@ class _Made:
         }
         read = {name: signals[name]() for name in sorted((method.needs | method.uses) & signals.keys())}
         features = self._normal(images, 1 + patches, shape.dim)
-        return Captures(features=features, grid=(rows, cols), **read)  # type: ignore[arg-type]
+        return Captures(features=features, grid=(rows, cols), **read)  # type: ignore[arg-type]  # tensors by name
 
     def question(self) -> Question:
         """A question of twelve words."""
