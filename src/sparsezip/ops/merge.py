@@ -44,13 +44,12 @@ def strided(
     labels = cosine(keys, _at(keys, targets)).argmax(-1)
     labels.scatter_(1, targets, torch.arange(count, device=keys.device).expand_as(targets))
     labels.masked_fill_(~rest, -1)
+    if not add:
+        return labels, mean(features, labels, count)
     share = _members(labels, count).float()
-    if add:
-        share.scatter_(2, targets[..., None], 0)
-        share /= share.sum(-1, keepdim=True).clamp(min=1)
-        share.scatter_(2, targets[..., None], 1)
-    else:
-        share /= share.sum(-1, keepdim=True)
+    share.scatter_(2, targets[..., None], 0)
+    share /= share.sum(-1, keepdim=True).clamp(min=1)
+    share.scatter_(2, targets[..., None], 1)
     return labels, _product(share, features).to(features.dtype)
 
 
@@ -151,9 +150,7 @@ def nearest(
     count = kept.shape[1]
     labels = cosine(features, _at(features, kept)).argmax(-1)
     labels = labels.scatter(1, kept, torch.arange(count, device=kept.device).expand_as(kept))
-    share = _members(labels, count).float()
-    share /= share.sum(-1, keepdim=True)
-    return labels, _product(share, features).to(features.dtype)
+    return labels, mean(features, labels, count)
 
 
 def absorbed(
