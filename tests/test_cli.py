@@ -18,7 +18,7 @@ from sparsezip import cli, request, vlm
 from sparsezip.errors import FailureError
 from sparsezip.testbed import sets
 
-SRC = Path(cli.__file__).parents[1]
+SRC = Path(cli.__file__).parents[2]
 PATCHES = 16
 
 
@@ -165,7 +165,7 @@ def test_settings_that_say_how_many_tokens_replace_the_usual_budget(run, model, 
     ],
 )  # fmt: skip
 def test_the_usual_budget_is_for_who_does_not_say_how_many(given, budget):
-    document, settings = cli._gather(None, {}, given.split(), ["sparsezip"])
+    document, settings = cli.options.gather(None, {}, given.split(), ["sparsezip"])
     assert request.method(document, settings, 64).budget == budget
 
 
@@ -539,7 +539,7 @@ def test_failures_are_one_line_and_1(run, image, monkeypatch, error):
     code, _, err = run("ask", image, "Why?")
     assert (code, len(err)) == (1, 1)
     assert "out of memory" in err[0] or err[0] == "sparsezip: a.png: full."
-    monkeypatch.setattr(cli, "DEBUG", True)
+    monkeypatch.setattr(cli.options, "DEBUG", True)
     with pytest.raises(type(error)):
         run("ask", image, "Why?")
 

@@ -146,7 +146,7 @@ sparsezip.compres(model, sparsezip.methods.SparseZap())
 RIGHT = """\
 # A Title: with colon
 
-[itself](#a-title-with-colon), `src/sparsezip/cli.py`, `make run`, `sparsezip --help`
+[itself](#a-title-with-colon), `src/sparsezip/cli/__init__.py`, `make run`, `sparsezip --help`
 
 ```
 $ sparsezip ask photo.png "What is this?" --set k_min=3   # a comment

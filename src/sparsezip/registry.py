@@ -11,16 +11,37 @@ import inspect
 import pkgutil
 from collections.abc import Iterable
 from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from .errors import UnknownNameError
+from .errors import UnknownNameError, UsageError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' for the nearest known name, or '' when none is near."""
     match = difflib.get_close_matches(name.lower(), sorted(known), n=1)
     return f' Did you mean "{match[0]}"?' if match else ""
+
+
+def from_file(path: str | Path) -> ModuleType:
+    """The Python file of a user as a module. It is run: whoever names a file vouches for it.
+
+    Raises UsageError for a file that is missing or fails, in one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}.")
+    spec = spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python file; its name has to end in .py.")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # anything may be in it
+        raise UsageError(f"{path} cannot be loaded ({type(error).__name__}: {error}).") from error
+    return module
 
 
 class Registry:

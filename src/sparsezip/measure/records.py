@@ -34,6 +34,9 @@ class Row:
     tokens: int | None = None  # visual tokens that entered the LLM
     tokens_before: int | None = None  # visual tokens the unmodified model would have sent
     tokens_per_layer: float | None = None  # mean over the LLM's layers
+    prefill_flops: float | None = None  # of the LLM's layers, for this prompt
+    kv_bytes: int | None = None  # that the prompt takes in the cache, over the LLM's layers
+    map: str | None = None  # where the patches went, see maps.py
     timing_ms: dict[str, float] = field(default_factory=dict)  # by stage
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""`sparsezip testbed`: the small model that ships with the package."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UnknownNameError
+from ..registry import nearest
+from .options import quiet
+
+app = typer.Typer(
+    help="The small model that ships with the package: its scenes, sets and training.", no_args_is_help=True
+)
+
+
+@app.command("data")
+def make_data(
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    seed: Annotated[int, typer.Option(min=0, help="One seed gives the same files everywhere.")] = 0,
+    scenes: Annotated[int, typer.Option(min=1, help="Images with open questions; the other sets are smaller.")] = 200,
+) -> None:
+    """Write held-out scenes as image files, in the layouts of POPE, MME and DocVQA."""
+    from ..testbed import sets
+
+    sets.write(out, seed, scenes)
+    typer.echo(f"pope, mme, docvqa and scenes are in {out}.")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="In all; the same command goes on with a run that was killed.")
+    ] = 180,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    stages: Annotated[str | None, typer.Option(help="Some of tower, oracle, align, tune, by comma; none: all.")] = None,
+) -> None:
+    """Train the small model from nothing; the checkpoint ends in OUT/checkpoint."""
+    from ..testbed.train import STAGES, train
+
+    names = stages.split(",") if stages else list(STAGES)
+    for name in names:
+        if name not in STAGES:
+            raise UnknownNameError(f'There is no stage "{name}".{nearest(name, STAGES)} Known: {", ".join(STAGES)}.')
+    typer.echo(f"Done: {train(out, minutes, names, threads, report=typer.echo)}")
+
+
+@app.command()
+def score(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="A trained one; none: the one that ships.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="Of each type.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of the held-out scenes.")] = 1,
+) -> None:
+    """Held-out scores of a checkpoint by question type, with noise for the image as a control."""
+    quiet()
+    from ..testbed import checkpoint_path
+    from ..testbed.score import score, table
+
+    typer.echo(table(score(checkpoint or checkpoint_path(), questions, seed)))
