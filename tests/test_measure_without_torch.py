@@ -21,7 +21,7 @@ for room in ("metrics", "benchmarks", "report"):
     package = importlib.import_module("sparsezip.measure." + room)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(package.__name__ + "." + module.name)
-for name in ("records", "store", "clock"):
+for name in ("records", "maps", "store", "clock"):
     importlib.import_module("sparsezip.measure." + name)
 
 from sparsezip.measure.records import Row
