@@ -6,7 +6,7 @@ READY := .venv/ready
 BENCHMARKS := pope,mme,docvqa,scenes
 METHODS := keep_all,sparsezip,visionzip,random,grid
 
-.PHONY: run test check fix setup
+.PHONY: run test check fix setup lmms-eval-test
 
 # Five methods on four benchmarks of the small model that ships with the package. Stopped and started again, it
 # goes on where it was; finished, it shows its table again. `rm -r runs/readme` measures anew.
@@ -21,6 +21,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# lmms-eval runs our compressed models, in an environment of its own: it brings packages that this one does without.
+lmms-eval-test:
+	$(PYTHON) -m venv .venv-lmms
+	.venv-lmms/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . 'lmms-eval==0.7.3'
+	.venv-lmms/bin/python -m pip uninstall --quiet --yes torchvision  # there is none for every torch; images need none
+	.venv-lmms/bin/python tests/lmms_eval_test.py
 
 fix: setup
 	$(BIN)/ruff check --fix .
