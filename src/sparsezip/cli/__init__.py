@@ -1,4 +1,4 @@
-"""The command line: `sparsezip ask | compress | eval | report | time | list | testbed`.
+"""The command line: `sparsezip ask | compress | eval | report | time | list | data | testbed`.
 
 A command first gathers what it is asked for (file, options, --set) and checks it; only then is a model loaded. What
 cannot be met is one line on stderr and exit code 2, what fails on the way is one line and 1, an interrupt is 130.
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SparsezipError, UsageError
-from . import options, testbed
+from . import data, options, testbed
 from .ask import ask, compress
 from .evaluate import evaluate
 from .listing import list_
@@ -33,6 +33,7 @@ app.command("eval")(evaluate)
 app.command()(report)
 app.command("time")(time_)
 app.command("list")(list_)
+app.add_typer(data.app, name="data")
 app.add_typer(testbed.app, name="testbed")
 
 
