@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sparsezip.errors import DataError, UnknownNameError
-from sparsezip.measure.metrics import anls, exact_match, mme, yes_no
+from sparsezip.measure.metrics import anls, exact_match, mme, vqa, yes_no
 from sparsezip.measure.metrics.interval import Estimate, mean, ratio
 
 GOLDENS = Path(__file__).parent / "goldens" / "metrics"
@@ -45,6 +45,20 @@ def test_mme_meets_the_official_scorers():
 def test_anls_meets_the_official_scorers(scorer):
     rows, expected = golden("docvqa_7")
     assert anls.score(rows, scorer=scorer) == expected[scorer]
+
+
+@pytest.mark.parametrize("scorer", vqa.SCORERS)
+def test_vqa_meets_the_official_scorers(scorer):
+    rows, expected = golden("vqa_21")
+    scores = vqa.score(rows, scorer=scorer)
+    assert scores["per_row"] == pytest.approx(expected[scorer]["per_row"], abs=1e-12)
+    assert scores["mean"] == pytest.approx(expected[scorer]["mean"], abs=1e-12)
+
+
+@pytest.mark.parametrize("scorer", ["gqa_official", "llava", "lmms_eval"])
+def test_exact_match_meets_the_scorers_of_gqa(scorer):
+    rows, expected = golden("gqa_21")
+    assert exact_match.score(rows, scorer=scorer) == expected[scorer]
 
 
 # -- slow, obvious implementations ---------------------------------------------------------------------------------
@@ -98,6 +112,30 @@ def test_anls_measures_edit_distance():
         assert anls.similarity(answer, references) == pytest.approx(near if near >= 0.5 else 0.0)
 
 
+def test_vqa_counts_the_other_annotators():
+    references = ["red"] * 2 + ["blue"] * 4 + ["Green.", "a green", "x", "y"]
+    for answer, right in {
+        "blue": 1.0,  # whoever is left out, three others say it
+        "red": (2 * 1 / 3 + 8 * 2 / 3) / 10,
+        "the Green": (2 * 1 / 3 + 8 * 2 / 3) / 10,
+        "x": 9 / 30,
+        "black": 0.0,
+        "": 0.0,
+    }.items():
+        assert vqa.accuracy(answer, references) == pytest.approx(right), answer
+
+
+def test_vqa_codes_differ_where_it_is_said():
+    agreed = ["No 1."] * 10
+    assert vqa.accuracy("no 1", agreed) == 0.0  # the official code normalises only where annotators differ
+    assert vqa.accuracy("no 1", agreed, scorer="lmms_eval") == vqa.accuracy("no 1", agreed, scorer="textvqa") == 1.0
+    assert vqa.accuracy("Two", ["2"] * 10) == 0.0
+    assert vqa.accuracy("Two", ["2"] * 10, scorer="llava") == 1.0
+    split = ["1,,2 a-b"] * 9 + ["x"]  # two commas between digits
+    assert vqa.accuracy("1 2 a b", split) == 1.0
+    assert vqa.accuracy("12 ab", split, scorer="lmms_eval") == 1.0
+
+
 def test_exact_match_forgives_case_blanks_and_a_full_stop_alone():
     for answer, right in {"Red.": 1, " red ": 1, "RED": 1, "red star": 0, "": 0, "re d": 0, "reds": 0}.items():
         assert exact_match.score([{"prediction": answer, "answers": ["blue", "red"]}])["per_row"] == [right], answer
@@ -109,7 +147,7 @@ def test_mme_asks_pairs():
         mme.score([row])
 
 
-@pytest.mark.parametrize("metric", [yes_no, mme, anls])
+@pytest.mark.parametrize("metric", [yes_no, mme, anls, vqa, exact_match])
 def test_an_unknown_scorer_is_refused_with_the_nearest_name(metric):
     with pytest.raises(UnknownNameError, match='Did you mean "lmms_eval"'):
         metric.score([], scorer="lmms_evl")
