@@ -23,7 +23,7 @@ class Countdown:
 
     def __init__(self, console: Console | None, total: int, done: int = 0) -> None:
         """Count answers up to `total`, of which `done` are there already. Without a console nothing is shown."""
-        self._console, self._total, self._done, self._first = console, total, done, done
+        self._console, self.total, self._done, self._first = console, total, done, done
         self._started = time.monotonic()
         self._bar: Progress | None = None
         if console is not None and console.is_terminal:
@@ -54,7 +54,7 @@ class Countdown:
         """`answers` more are on disk; `what` is being asked."""
         before, self._done = self._done, self._done + answers
         if self._bar:
-            self._bar.update(self._task, completed=self._done, description=what)
-        elif self._console and before * 10 // self._total < self._done * 10 // self._total:
-            seconds = (time.monotonic() - self._started) / (self._done - self._first) * (self._total - self._done)
-            self._console.print(f"{what}: {self._done:,} of {self._total:,} answers, {seconds / 60:.1f} min left")
+            self._bar.update(self._task, completed=self._done, total=self.total, description=what)
+        elif self._console and before * 10 // self.total < self._done * 10 // self.total:
+            seconds = (time.monotonic() - self._started) / (self._done - self._first) * (self.total - self._done)
+            self._console.print(f"{what}: {self._done:,} of {self.total:,} answers, {seconds / 60:.1f} min left")

@@ -2,84 +2,128 @@
 
     OUT/answers.jsonl  one row per sample and method, synced to disk batch by batch
     OUT/config.yaml    the request as a configuration, where it came from the command line
-    OUT/plan.json      which samples are answered together, in which order; a resumed run reuses it
+    OUT/plan.json      the samples in the data's order, and which are answered together; a resumed run reuses it
     OUT/run.json       what is asked of which model on which data, with which versions; written before any answer
 
-A batch of one method is a cell: it is either in the file completely or it is done again. Files of others are never
-written over: answers.jsonl comes first, into a folder that holds nothing else, and so marks a folder as ours.
+A row is known by its benchmark, method and sample id; where two are alike the first counts. Rows are written in the
+order in which they are answered and read in the data's, so that no result depends on the former. The line that a kill
+tore is cut off, a whole one never is: rows of samples that the run does not ask are kept and scored like the others.
+Files of others are never written over: answers.jsonl comes first, into a folder that holds nothing else, and so marks a
+folder as ours.
 """
 
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import FailureError, RunMismatchError, UsageError
+from .plan import Batch, Plan, turns
 from .records import Row
 
 IDENTITY = ("config", "model", "data")  # the parts of the record that make two runs the same run
 BEFORE = re.compile(r"sets-seed\d+-scenes\d+(\..*)?")  # what the command line makes in a folder before its run begins
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Samples of one benchmark that are answered together."""
-
-    number: int
-    benchmark: str
-    ids: list[str]
-
-
 class Store:
-    """The opened folder of one run."""
+    """The opened folder of one run, for this process alone."""
 
-    def __init__(self, folder: Path, record: Mapping[str, Any], plan: list[Batch]) -> None:
+    def __init__(self, folder: Path, record: Mapping[str, Any], plan: Plan) -> None:
         """Open the run of `record` in `folder`: as it was left if it is there, else with `plan`.
 
         Raises RunMismatchError when the folder holds a different run or when another process is writing to it,
         UsageError when it cannot be written, FailureError when its files are damaged.
         """
-        self.folder, self._sessions = folder, record["sessions"]
+        self.folder, self._session = folder, dict[str, Any]()
         self._answers = _locked(folder / "answers.jsonl")
         try:
             if (folder / "run.json").exists():
                 refuse_different(folder, record)
-                self.record = read_record(folder)
-                self.plan = [Batch(**batch) for batch in _read_json(folder / "plan.json")]
-            elif self._answers.read(1):
+                self.record, self.plan = read_record(folder), _read_plan(folder)
+            elif os.fstat(self._answers.fileno()).st_size:
                 raise RunMismatchError(f"{folder} holds answers but no run.json. Choose another folder.")
             else:
-                self.record, self.plan = {**record, "sessions": []}, plan
-            self.rows = self._recover()
+                self.record, self.plan = {**record, "sessions": [], "left_out": {}}, plan
+            self._recover()
         except BaseException:
             self.close()
             raise
 
+    def _recover(self) -> None:
+        """See what is there, and cut off the line that a kill tore."""
+        self._done: set[tuple[str, str, str]] = set()
+        self.able: set[str] = set()  # the methods that have answered anything
+        whole = 0
+        for row, end in _parse(self._answers.read(), self.folder):
+            self._kept(row)
+            whole = end
+        self._answers.truncate(whole)
+        self._answers.seek(whole)
+
+    def _kept(self, row: Row) -> None:
+        self._done.add((row.benchmark, row.method, row.id))
+        if row.error is None:
+            self.able.add(row.method)
+
+    def about(self, model: Mapping[str, Any], session: Mapping[str, Any]) -> None:
+        """Say what model answers, and the circumstances. Raises RunMismatchError where another one did."""
+        if (self.folder / "run.json").exists():
+            refuse_different(self.folder, {"model": model})
+        self.record["model"], self._session = dict(model), dict(session)
+
     def begin(self, asked: str | None = None) -> None:
         """Write down the request, the plan and the record of this session; from here on the folder holds this run."""
-        self.record["sessions"] += self._sessions
         if asked is not None and not (self.folder / "run.json").exists():
-            (self.folder / "config.yaml").write_text(asked, encoding="utf-8")
-        write_json(self.folder / "plan.json", [vars(batch) for batch in self.plan])
+            write_text(self.folder / "config.yaml", asked)
+        self.record["sessions"].append(self._session)
+        write_json(self.folder / "plan.json", self.plan.to_json())
         write_json(self.folder / "run.json", self.record)
 
     @property
-    def done(self) -> set[tuple[int, str]]:
-        """The cells that are on disk, as (batch number, method)."""
-        return {(row.batch, row.method) for row in self.rows}
+    def labels(self) -> list[str]:
+        """The methods of the run, without those that are left out."""
+        return [label for label in self.record["config"]["methods"] if label not in self.left_out]
 
-    def append(self, rows: list[Row]) -> None:
-        """Keep one complete cell; it is on disk when this returns."""
-        lines = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
-        self._answers.write(lines.encode())
-        self._answers.flush()
-        os.fsync(self._answers.fileno())
-        self.rows += rows
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The methods that cannot meet their budget, and what they say."""
+        left_out: dict[str, str] = self.record.setdefault("left_out", {})
+        return left_out
+
+    def leave_out(self, label: str, why: str) -> None:
+        """Ask nothing of that method any more."""
+        self.left_out[label] = why
+        write_json(self.folder / "run.json", self.record)
+
+    def todo(self) -> list[tuple[Batch, str]]:
+        """What is to be answered in which order: every batch and method of which anything is missing."""
+        return [(batch, label) for batch, label in turns(self.plan.batches, self.labels) if self._missing(batch, label)]
+
+    def progress(self) -> tuple[int, int]:
+        """How many answers there are of those that are planned, and how many are planned."""
+        planned = sum(len(ids) for ids in self.plan.samples.values()) * len(self.labels)
+        return planned - sum(len(self._missing(batch, label)) for batch, label in self.todo()), planned
+
+    def others(self) -> int:
+        """How many answers are there that nobody planned."""
+        asked = {(name, id) for name, ids in self.plan.samples.items() for id in ids}
+        return sum((name, id) not in asked for name, _, id in self._done)
+
+    def append(self, rows: list[Row]) -> int:
+        """Keep those of `rows` that are not there yet, and say how many; they are on disk when this returns."""
+        new = [row for row in rows if (row.benchmark, row.method, row.id) not in self._done]
+        lines = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in new).encode()
+        with _written(self.folder / "answers.jsonl"):
+            while lines:
+                lines = lines[self._answers.write(lines) :]
+            os.fsync(self._answers.fileno())
+        for row in new:
+            self._kept(row)
+        return len(new)
 
     def close(self) -> None:
         """Release the folder, as it was where no run has begun."""
@@ -95,22 +139,8 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _recover(self) -> list[Row]:
-        """The rows of all complete cells; what a kill left of the last one is cut off."""
-        size = {batch.number: len(batch.ids) for batch in self.plan}
-        rows: list[Row] = []
-        cell: list[Row] = []
-        complete = position = 0
-        self._answers.seek(0)
-        for row, end in _parse(self._answers, self.folder):
-            cell.append(row)
-            position = end
-            if len(cell) == size[row.batch]:
-                rows += cell
-                cell, complete = [], position
-        self._answers.truncate(complete)
-        self._answers.seek(complete)
-        return rows
+    def _missing(self, batch: Batch, label: str) -> list[str]:
+        return [id for id in batch.ids if (batch.benchmark, label, id) not in self._done]
 
 
 def refuse_different(folder: Path, record: Mapping[str, Any]) -> None:
@@ -137,30 +167,54 @@ def refuse_different(folder: Path, record: Mapping[str, Any]) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """run.json of `folder`. Raises FailureError when it is missing or damaged."""
-    record: dict[str, Any] = _read_json(folder / "run.json")
+    record = _read_json(folder / "run.json")
+    if not isinstance(record, dict):
+        raise FailureError(f"{folder / 'run.json'} is damaged (no JSON object).")
     return record
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Every complete row of answers.jsonl in `folder`."""
-    with (folder / "answers.jsonl").open("rb") as file:
-        return [row for row, _ in _parse(file, folder)]
+    """Every whole row of answers.jsonl in `folder`, once: in the plan's order of samples, then that of its methods."""
+    try:
+        content = (folder / "answers.jsonl").read_bytes()
+    except OSError as error:
+        raise FailureError(f"{folder / 'answers.jsonl'} cannot be read ({error.strerror}).") from None
+    rows: dict[tuple[str, str, str], Row] = {}
+    for row, _ in _parse(content, folder):
+        rows.setdefault((row.benchmark, row.method, row.id), row)
+    if not (folder / "plan.json").exists():
+        return list(rows.values())
+    asked = [(name, id) for name, ids in _read_plan(folder).samples.items() for id in ids]
+    place = {sample: number for number, sample in enumerate(asked)}
+    turn = {label: number for number, label in enumerate(read_record(folder)["config"]["methods"])}
+    return sorted(
+        rows.values(),
+        key=lambda row: (place.get((row.benchmark, row.id), len(place)), turn.get(row.method, len(turn))),
+    )
 
 
-def _parse(file: IO[bytes], folder: Path) -> Iterable[tuple[Row, int]]:
-    """Each row with the byte offset behind it. A torn last line is left out; damage before it is an error."""
+def _read_plan(folder: Path) -> Plan:
+    try:
+        return Plan.of(_read_json(folder / "plan.json"))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise FailureError(f"{folder / 'plan.json'} is damaged ({error}).") from None
+
+
+def _parse(content: bytes, folder: Path) -> Iterator[tuple[Row, int]]:
+    """Each row with the byte offset behind it. A last line without its end is left out; other damage is an error."""
+    *lines, _ = content.split(b"\n")
     end = 0
-    lines = file.readlines()
     for number, line in enumerate(lines, 1):
-        end += len(line)
+        end += len(line) + 1
         try:
-            if not line.endswith(b"\n"):
-                raise ValueError("no line end")
             row = Row(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):
-                return
-            raise FailureError(f"{folder / 'answers.jsonl'}, line {number} is damaged ({error}).") from None
+            if not all(isinstance(part, str) for part in (row.benchmark, row.method, row.id)):
+                raise TypeError("benchmark, method and id have to be texts")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise FailureError(
+                f"{folder / 'answers.jsonl'}, line {number} is damaged ({error}). Take it out, and the same command "
+                "has its question answered again."
+            ) from None
         yield row, end
 
 
@@ -169,16 +223,18 @@ def _locked(path: Path) -> IO[bytes]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        file = path.open("r+b")
+        file = path.open("r+b", buffering=0)
     except OSError as error:
-        raise UsageError(f"The results cannot be written to {path.parent} ({error}).") from None
+        raise UsageError(f"The results cannot be written to {path.parent} ({error.strerror}).") from None
     if sys.platform != "win32":
         import fcntl
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             file.close()
+            if not isinstance(error, BlockingIOError):
+                raise UsageError(f"{path} cannot be locked ({error.strerror}). Use a folder on another disk.") from None
             raise RunMismatchError(
                 f"Another process is writing to {path.parent}. Wait for it, or choose another folder."
             ) from None
@@ -186,19 +242,39 @@ def _locked(path: Path) -> IO[bytes]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, so that a kill leaves the old file or the new one, never half of one."""
+    """Replace `path` by `value` as JSON; see `write_text`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`, so that a kill leaves the old file or the new one, never half of one.
+
+    Raises FailureError where it cannot be written.
+    """
     partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with _written(path):
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FailureError(
+            f"{path} cannot be written ({error.strerror}). Once that is mended the same command goes on: what has been "
+            "answered is kept."
+        ) from error
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FailureError(f"{path} is missing or damaged ({error}).") from None
 
 
