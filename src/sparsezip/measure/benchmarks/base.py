@@ -1,27 +1,64 @@
 """What a benchmark must offer. To add one, add a file to this folder: its name is the CLI name.
 
 A file opens with the source, the licence, the official scorer and a raw example as it lies on disk, which is also what
-its tests are made of. Its class reads that layout (`read`) and turns rows into scores (`measures`); everything else
-follows from the folder.
+its tests are made of. Its class reads that layout (`read`), reads a row of the Hub's data set (`entry_of`), and turns
+answered rows into scores (`measures`); everything else follows from the folder.
+
+How a question is worded is a preset, and each has its longest answer:
+- llava: as LLaVA's own evaluation scripts ask (haotian-liu/LLaVA, scripts/v1_5/eval; 128 tokens everywhere).
+- lmms-eval: as the tasks of EvolvingLMMs-Lab/lmms-eval ask.
+- bare: the question alone, for the shipped small model, whose tokenizer knows nothing else.
+The conversation around it ("USER: <image> ... ASSISTANT:") is no part of a preset: it comes from the checkpoint's chat
+template. LLaVA's scripts put the sentence "A chat between a curious user ..." before it; the template of the
+llava-hf checkpoints, which lmms-eval uses too, does not.
 """
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...errors import DataError, UnknownNameError
+from ...errors import DataError, SettingError, UnknownNameError, UsageError
 from ...registry import nearest
+from ..annotations import inside, json_lines
 from ..metrics.interval import Estimate
 from ..records import Row, Sample
 
-PROMPTS = {
-    "llava": "{question}\nAnswer the question using a single word or phrase.",  # how LLaVA-1.5 was trained to be asked
-    "bare": "{question}",  # for the shipped small model, whose tokenizer knows questions alone
-}
+SHORT = "{question}\nAnswer the question using a single word or phrase."  # LLaVA-1.5 was trained on these words
+HUB_FILE = "hub.jsonl"  # the rows of an exported Hub data set, beside the folder images
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A wording, with {question} and, where a benchmark has one, {context} in it, and the longest answer in tokens."""
+
+    text: str
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        try:
+            self.text.format(question="", context="")
+        except (KeyError, IndexError, ValueError):
+            raise SettingError(
+                f"The prompt {self.text!r} may hold {{question}} and {{context}}, and other braces only doubled."
+            ) from None
+
+
+def prompts(text: str = SHORT, bare: str = "{question}", lmms_eval: int = 16, small: int = 16) -> dict[str, Prompt]:
+    """The three presets of a benchmark that both projects word alike; `lmms_eval`, `small`: their longest answers."""
+    return {"llava": Prompt(text, 128), "lmms-eval": Prompt(text, lmms_eval), "bare": Prompt(bare, small)}
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where a benchmark lies on the Hugging Face Hub."""
+
+    id: str
+    split: str
+    config: str | None = None
+    images: str | None = None  # the configuration that holds the images, where the questions' own does not
 
 
 @dataclass(frozen=True)
@@ -33,6 +70,7 @@ class Entry:
     question: str
     references: list[str]
     group: str
+    context: str | None = None  # what else a prompt may tell, such as the text that was found in the image
 
 
 class Benchmark(ABC):
@@ -40,13 +78,15 @@ class Benchmark(ABC):
 
     name: ClassVar[str]  # the file's name
     title: ClassVar[str]  # as the literature writes it
-    example: ClassVar[Mapping[str, str | None]]  # a smallest data set: the text of each file, None: an image
-    group_noun: ClassVar[str]  # what its groups are: "split", "subtask", "type"
+    example: ClassVar[Mapping[str, str | None]] = {}  # a smallest data set: the text of each file, None: an image
+    group_noun: ClassVar[str] = "group"  # what its groups are: "split", "subtask", "type"
     columns: ClassVar[
         Mapping[str, str]
     ]  # scores of the table with their headings; "... %" marks a fraction; the first two are its summary
     headline: ClassVar[str]  # the score that is compared with keep_all
-    max_new_tokens: ClassVar[int] = 16
+    prompts: ClassVar[Mapping[str, Prompt]] = prompts()
+    hub: ClassVar[Hub | None] = None
+    groups: ClassVar[tuple[str, ...]] = ()  # those known beforehand, in their order
     together: ClassVar[int] = 1  # so many consecutive questions of a group stay together under a limit
     image_folders: ClassVar[tuple[str, ...]] = ("images", "")  # below the folder of the benchmark
 
@@ -61,6 +101,22 @@ class Benchmark(ABC):
     def measures(self, rows: Sequence[Row]) -> dict[str, Estimate]:
         """Every score of answered rows, each with what its interval needs."""
 
+    def entry_of(self, row: Mapping[str, Any], place: str) -> Entry:
+        """A row of the Hub's data set as `read` has it. `place`: for messages. Raises DataError."""
+        raise UsageError(f"{self.title} has no data set on the Hub.")
+
+    def from_hub(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Entry]:
+        """Every row of the Hub's data set, after its place, as `read` has it. Raises DataError."""
+        return [self.entry_of(row, place) for place, row in rows]
+
+    def hub_image(self, row: Mapping[str, Any], place: str) -> str:
+        """The file's name of the image in a row of the Hub's data set (of `hub.images`, if that is given)."""
+        return self.entry_of(row, place).image
+
+    def ready(self) -> None:
+        """Raises UsageError where the answers could not be scored on this machine."""
+        return None
+
     def remark(self, groups: Sequence[str]) -> str | None:
         """What a reader of scores on these groups alone has to know."""
         return None
@@ -69,45 +125,71 @@ class Benchmark(ABC):
         """Every score of answered rows; None where the rows do not allow it."""
         return {name: estimate.value for name, estimate in self.measures(rows).items()}
 
+    def longest_answer(self, prompt: str) -> int:
+        """How many tokens an answer may have under the preset `prompt`. Raises UnknownNameError."""
+        return self._prompt(prompt).max_new_tokens
+
     def samples(
         self, data: Path, images: Path | None = None, only: Sequence[str] = (), prompt: str = "llava"
     ) -> list[Sample]:
         """Every question below `data`, ready to be asked.
 
-        data: the folder of this benchmark, or one that holds a folder of its name. images: where the images lie if not
-        there. only: groups, none means all. prompt: a name in PROMPTS.
+        data: the folder of this benchmark, or one that holds a folder of its name; in the original layout or as
+        measure/hub.py exports the Hub's. images: where the images lie if not there. only: groups, none means all.
+        prompt: a name in `prompts`.
         Raises DataError for missing files, missing images and incomplete rows, UnknownNameError for an unknown name.
         """
-        if prompt not in PROMPTS:
-            raise UnknownNameError(
-                f'There is no prompt "{prompt}".{nearest(prompt, PROMPTS)} Known: {", ".join(PROMPTS)}.'
-            )
+        wording = self._prompt(prompt)
         roots = [root for root in (data, data / self.name) if root.is_dir()] or [data]
-        entries = self.read(roots, only)
-        folders = [root / folder for root in ([images] if images else roots) for folder in self.image_folders]
+        exported = [root for root in roots if (root / HUB_FILE).is_file()]
+        entries = self._exported(exported[0] / HUB_FILE, only) if exported else self.read(roots, only)
+        seen: set[str] = set()
+        for entry in entries:
+            if entry.id in seen:
+                raise DataError(f"{self.title}: the question id {ascii(entry.id)[:60]} comes twice.")
+            seen.add(entry.id)
+            inside(entry.image, f"{self.title}: question {ascii(entry.id)[:60]}")
+        folders = [
+            root / folder
+            for root in ([images] if images else exported[:1] or roots)
+            for folder in (("images",) if exported and not images else self.image_folders)
+        ]
         found = self._found([entry.image for entry in entries], folders)
-        samples = [
+        return [
             Sample(
                 id=entry.id,
                 image=found[entry.image],
                 image_id=entry.image,
-                question=PROMPTS[prompt].format(question=entry.question),
+                question=self._asked(wording, entry),
                 references=entry.references,
                 group=entry.group,
             )
             for entry in entries
         ]
-        seen: set[str] = set()
-        for sample in samples:
-            if sample.id in seen:
-                raise DataError(f'{self.title}: the question id "{sample.id}" comes twice.')
-            seen.add(sample.id)
-        return samples
 
     def find_image(self, folder: Path, image: str) -> Path | None:
         """Where the annotation's `image` lies in `folder`, if it does."""
         candidates = (folder / image, folder / Path(image).name)
         return next((path for path in candidates if path.is_file()), None)
+
+    def _prompt(self, name: str) -> Prompt:
+        if name not in self.prompts:
+            raise UnknownNameError(
+                f'There is no prompt "{name}".{nearest(name, self.prompts)} Known: {", ".join(self.prompts)}.'
+            )
+        return self.prompts[name]
+
+    def _asked(self, prompt: Prompt, entry: Entry) -> str:
+        if "{context}" in prompt.text and entry.context is None:
+            raise DataError(f"{self.title}: the prompt tells a context, which question {entry.id} does not have.")
+        return prompt.text.format(question=entry.question, context=entry.context)
+
+    def _exported(self, path: Path, only: Sequence[str]) -> list[Entry]:
+        entries = self.from_hub(json_lines(path))
+        there = dict.fromkeys(entry.group for entry in entries)
+        order = [group for group in self.groups if group in there] or list(there)
+        wanted = chosen(order, only, f"{self.group_noun} of {self.title}")
+        return [entry for group in wanted for entry in entries if entry.group == group]
 
     def _found(self, names: Sequence[str], folders: Sequence[Path]) -> dict[str, Path]:
         """Where each image lies, or one error for all that are missing."""
@@ -156,64 +238,3 @@ def chosen(known: Sequence[str], only: Sequence[str], what: str) -> list[str]:
         if name not in known:
             raise UnknownNameError(f'There is no {what} "{name}".{nearest(name, known)} Known: {", ".join(known)}.')
     return [name for name in known if not only or name in only]
-
-
-def first_existing(candidates: Iterable[Path], what: str) -> Path:
-    """The first path that exists. Raises DataError that names every place."""
-    candidates = list(dict.fromkeys(candidates))
-    for path in candidates:
-        if path.exists():
-            return path
-    raise DataError(f"{what} is missing. Looked for {', '.join(str(path) for path in candidates)}.")
-
-
-def read_text(path: Path) -> str:
-    """The text of an annotation file. Raises DataError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}).") from None
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object of a JSON-lines file after its place, "FILE, row 3", for messages. Raises DataError."""
-    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    if not lines:
-        raise DataError(f"{path} holds no question.")
-    for number, line in lines:
-        try:
-            yield from objects([json.loads(line)], path, number)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, row {number} is not JSON ({error}).") from None
-
-
-def objects(values: Iterable[Any], path: Path, first: int = 1) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each of `values` after its place in `path`. Raises DataError for one that is no JSON object."""
-    for number, value in enumerate(values, first):
-        place = f"{path}, row {number}"
-        if not isinstance(value, dict):
-            raise DataError(f"{place} is not a JSON object but {str(value)[:40]!r}.")
-        yield place, value
-
-
-def text_of(row: Mapping[str, Any], key: str, place: str) -> str:
-    """A text that the row must have, stripped, which cannot hold an image's place. Raises DataError with the row."""
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f'{place} has no "{key}"{"" if value is None else f" but {value!r}"}.')
-    return without_image(value.strip(), place)
-
-
-def without_image(text: str, place: str) -> str:
-    """The text itself. Raises DataError where it holds "<image>": a model would look for a second image there."""
-    if "<image>" in text:
-        raise DataError(f'{place} holds "<image>", which stands for an image and cannot be asked. Take it out.')
-    return text
-
-
-def id_of(row: Mapping[str, Any], key: str, place: str) -> str:
-    """The row's number or name. Raises DataError that names the row."""
-    value = row.get(key)
-    if not isinstance(value, int | str) or value == "":
-        raise DataError(f'{place} has no "{key}"{"" if value is None else f" but {value!r}"}.')
-    return str(value)

@@ -3,18 +3,19 @@
 Source: https://rrc.cvc.uab.es/?ch=17 (Mathew et al., WACV 2021), task 1, after registration.
 Licence: research only; documents of the UCSF Industry Documents Library.
 Official scorer: the challenge server (ANLS, threshold .5); checked here against lmms-eval and VLMEvalKit.
+Hub: lmms-lab-encoder/DocVQA (until July 2026 lmms-lab/DocVQA), where document and page make up the image's name.
+LLaVA-1.5 was not published on it: its preset is that project's general wording for short answers.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ...errors import DataError
+from ..annotations import first_existing, id_of, image_of, inside, listed, text_of, texts_of
 from ..metrics import anls, exact_match
 from ..metrics.interval import Estimate, mean
 from ..records import Row
-from .base import Benchmark, Entry, chosen, first_existing, id_of, objects, read_text, text_of
+from .base import Benchmark, Entry, Hub, chosen, prompts
 
 EXAMPLE = {
     "val_v1.0_withQT.json": """{"dataset_name": "SP-DocVQA", "dataset_split": "val", "dataset_version": "1.0", "data": [
@@ -35,7 +36,8 @@ class DocVqa(Benchmark):
     group_noun = "split"
     columns: ClassVar = {"anls": "ANLS %", "exact_match": "EM %"}
     headline = "anls"
-    max_new_tokens = 32
+    prompts: ClassVar = prompts(lmms_eval=32, small=32)
+    hub = Hub("lmms-lab-encoder/DocVQA", "validation", config="DocVQA")
 
     def read(self, roots: Sequence[Path], only: Sequence[str]) -> list[Entry]:
         """The questions of the validation split, whose file may lie in a folder annotations."""
@@ -44,27 +46,21 @@ class DocVqa(Benchmark):
             (root / folder / file for root in roots for folder in ("", "annotations") for file in FILES),
             "DocVQA: the annotation file",
         )
-        try:
-            rows = json.loads(read_text(path))["data"]
-        except (ValueError, TypeError, KeyError):
-            rows = None
-        if not isinstance(rows, list) or not rows:
-            raise DataError(f'{path} is not a JSON object whose "data" lists questions.')
-        entries = []
-        for place, row in objects(rows, path):
-            answers = row.get("answers")
-            if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-                raise DataError(f'{place} has no "answers"{"" if answers is None else f" but {answers!r}"}.')
-            entries.append(
-                Entry(
-                    id=id_of(row, "questionId", place),
-                    image=text_of(row, "image", place),
-                    question=text_of(row, "question", place),
-                    references=answers,
-                    group="val",
-                )
-            )
-        return entries
+        return [self._entry(row, place, image_of(row, "image", place)) for place, row in listed(path, "data")]
+
+    def entry_of(self, row: Mapping[str, Any], place: str) -> Entry:
+        """A row of lmms-lab-encoder/DocVQA."""
+        page = f"{text_of(row, 'ucsf_document_id', place)}_{id_of(row, 'ucsf_document_page_no', place)}.png"
+        return self._entry(row, place, inside(f"documents/{page}", place))
+
+    def _entry(self, row: Mapping[str, Any], place: str, image: str) -> Entry:
+        return Entry(
+            id=id_of(row, "questionId", place),
+            image=image,
+            question=text_of(row, "question", place),
+            references=texts_of(row, "answers", place),
+            group="val",
+        )
 
     def measures(self, rows: Sequence[Row]) -> dict[str, Estimate]:
         """ANLS at threshold .5, and the share of answers that equal a reference."""

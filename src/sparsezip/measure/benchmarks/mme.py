@@ -4,18 +4,22 @@ Source: https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, bra
 2023), on request; subtasks keep image and text side by side or in the folders images/ and questions_answers_YN/.
 Licence: research only, images under their owners' terms.
 Official scorer: its eval_tool/calculation.py (accuracy and accuracy+ per subtask, in percent, added up); checked here
-against lmms-eval and VLMEvalKit. As there, a prompt of ours replaces "Please answer yes or no.".
+against lmms-eval and VLMEvalKit. As in LLaVA's scripts and lmms-eval, the prompt replaces "Please answer yes or no.".
+Hub: lmms-lab-encoder/MME (until July 2026 lmms-lab/MME), whose "question_id" is subtask and file name of the image.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
 
 from ...errors import DataError
+from ..annotations import first_existing, image_of, read_text, text_of, without_image
 from ..metrics import mme
 from ..metrics.interval import Estimate, mean, ratio
 from ..records import Row
-from .base import Benchmark, Entry, chosen, first_existing, read_text, without_image
+from .base import Benchmark, Entry, Hub, chosen
 
 EXAMPLE = {
     "existence/000000006040.txt": (
@@ -40,6 +44,8 @@ class Mme(Benchmark):
     title = "MME"
     example: ClassVar = EXAMPLE
     group_noun = "subtask"
+    groups = SUBTASKS
+    hub = Hub("lmms-lab-encoder/MME", "test")
     columns: ClassVar = {
         "accuracy": "acc %",
         "accuracy_plus": "acc+ %",
@@ -59,13 +65,40 @@ class Mme(Benchmark):
             Entry(
                 id=f"{subtask}/{stem}#{number}",
                 image=f"{subtask}/{stem}",
-                question=question.replace("Please answer yes or no.", "").strip(),
+                question=_plain(question),
                 references=[answer],
                 group=subtask,
             )
             for subtask in chosen(present, only, f"subtask of MME in {root}")
             for stem, number, question, answer in _questions(root / subtask)
         ]
+
+    def from_hub(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Entry]:
+        """Every row of lmms-lab-encoder/MME; the questions on an image are numbered in their order."""
+        met: Counter[str] = Counter()
+        entries = []
+        for place, row in rows:
+            entry = self.entry_of(row, place)
+            met[entry.image] += 1
+            entries.append(replace(entry, id=f"{entry.image}#{met[entry.image]}"))
+        return entries
+
+    def entry_of(self, row: Mapping[str, Any], place: str) -> Entry:
+        """A row of lmms-lab-encoder/MME, without the number of the question on its image."""
+        subtask, image = text_of(row, "category", place), PurePosixPath(self.hub_image(row, place))
+        if subtask not in SUBTASKS or image.parts[:-1] != (subtask,):
+            raise DataError(f"{place} has the category {subtask!r:.60} and no image of one of MME's 14 subtasks.")
+        answer = text_of(row, "answer", place).lower()
+        if answer not in ("yes", "no"):
+            raise DataError(f"{place} has the answer {answer!r:.60}; MME knows yes and no.")
+        question = _plain(text_of(row, "question", place))
+        return Entry(
+            id=str(image), image=f"{subtask}/{image.stem}", question=question, references=[answer], group=subtask
+        )
+
+    def hub_image(self, row: Mapping[str, Any], place: str) -> str:
+        """Subtask and file name, which make up the "question_id"."""
+        return image_of(row, "question_id", place)
 
     def find_image(self, folder: Path, image: str) -> Path | None:
         """The image beside the text file, or in the subtask's folder images."""
@@ -110,6 +143,10 @@ def _sum(pairs: dict[tuple[str, str], list[bool]], subtasks: Sequence[str]) -> E
     return total if total.n else Estimate(None, 0, {})
 
 
+def _plain(question: str) -> str:
+    return question.replace("Please answer yes or no.", "").strip()
+
+
 def _questions(folder: Path) -> Iterator[tuple[str, int, str, str]]:
     """(name of the text file without suffix, row, question, answer) for each row of each text file of a subtask."""
     split = folder / "questions_answers_YN"
@@ -123,7 +160,7 @@ def _questions(folder: Path) -> Iterator[tuple[str, int, str, str]]:
             if not question:
                 raise DataError(f"{path}, row {number} has no question.")
             if answer.lower() not in ("yes", "no"):
-                raise DataError(f'{path}, row {number} has no answer Yes or No behind a tab (found "{answer}").')
+                raise DataError(f"{path}, row {number} has no answer Yes or No behind a tab (found {answer!r:.60}).")
             yield path.stem, number, without_image(question, f"{path}, row {number}"), answer.lower()
         if len(rows) != 2:
             raise DataError(f"{path} has {len(rows)} questions; MME asks two on every image.")

@@ -4,17 +4,19 @@ Source: https://github.com/RUCAIBox/POPE (Li et al., EMNLP 2023), folder output/
 Licence: MIT (annotations); COCO images under the terms of Flickr.
 Official scorer: evaluate.py of that repository, the metric yes_no's "pope_official". The splits differ in how the
 absent object is drawn: at random, among frequent objects, among objects that often stand beside those present.
+Hub: lmms-lab-encoder/POPE (until July 2026 lmms-lab/POPE), whose "image_source" lacks the suffix of the file's name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ...errors import DataError
+from ..annotations import first_existing, id_of, image_of, json_lines, text_of
 from ..metrics import yes_no
 from ..metrics.interval import Estimate, mean, ratio
 from ..records import Row
-from .base import Benchmark, Entry, chosen, first_existing, id_of, json_lines, text_of
+from .base import Benchmark, Entry, Hub, chosen, prompts
 
 EXAMPLE = {
     f"coco_pope_{split}.json": (
@@ -35,6 +37,9 @@ class Pope(Benchmark):
     title = "POPE"
     example: ClassVar = EXAMPLE
     group_noun = "split"
+    groups = SPLITS
+    prompts: ClassVar = prompts(lmms_eval=128)
+    hub = Hub("lmms-lab-encoder/POPE", "test")
     columns: ClassVar = {
         "accuracy": "acc %",
         "f1": "F1 %",
@@ -54,20 +59,26 @@ class Pope(Benchmark):
             path = first_existing(
                 (root / folder / file for root in roots for folder in ("", "annotations", "coco")), f"POPE: {file}"
             )
-            for place, row in json_lines(path):
-                label = text_of(row, "label", place).lower()
-                if label not in ("yes", "no"):
-                    raise DataError(f'{place} has the label "{label}"; POPE knows yes and no.')
-                entries.append(
-                    Entry(
-                        id=f"{split}/{id_of(row, 'question_id', place)}",
-                        image=text_of(row, "image", place),
-                        question=text_of(row, "text", place),
-                        references=[label],
-                        group=split,
-                    )
-                )
+            entries += [
+                self._entry(row, place, split, image_of(row, "image", place)) for place, row in json_lines(path)
+            ]
         return entries
+
+    def entry_of(self, row: Mapping[str, Any], place: str) -> Entry:
+        """A row of lmms-lab-encoder/POPE: its question is called "question", its label "answer"."""
+        split = text_of(row, "category", place)
+        if split not in SPLITS:
+            raise DataError(f"{place} has the category {split!r:.60}; POPE knows {', '.join(SPLITS)}.")
+        image = image_of(row, "image_source", place)
+        renamed = {**row, "text": row.get("question"), "label": row.get("answer")}
+        return self._entry(renamed, place, split, image if image.endswith(".jpg") else f"{image}.jpg")
+
+    def _entry(self, row: Mapping[str, Any], place: str, split: str, image: str) -> Entry:
+        label = text_of(row, "label", place).lower()
+        if label not in ("yes", "no"):
+            raise DataError(f"{place} has the label {label!r:.60}; POPE knows yes and no.")
+        number, question = id_of(row, "question_id", place), text_of(row, "text", place)
+        return Entry(id=f"{split}/{number}", image=image, question=question, references=[label], group=split)
 
     def measures(self, rows: Sequence[Row]) -> dict[str, Estimate]:
         """Accuracy, precision, recall and F1 of "yes", the recall of "no", and the share of "yes" among the answers."""

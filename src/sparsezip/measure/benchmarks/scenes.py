@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from ..annotations import first_existing, id_of, image_of, json_lines, text_of
 from ..metrics import exact_match
 from ..metrics.interval import Estimate, mean
 from ..records import Row
-from .base import Benchmark, Entry, chosen, first_existing, id_of, json_lines, text_of
+from .base import Benchmark, Entry, chosen
 
 EXAMPLE = {
     "scenes.jsonl": (
@@ -42,7 +43,7 @@ class Scenes(Benchmark):
             entries.append(
                 Entry(
                     id=id_of(row, "question_id", place),
-                    image=text_of(row, "image", place),
+                    image=image_of(row, "image", place),
                     question=text_of(row, "question", place),
                     references=[text_of(row, "answer", place)],
                     group=text_of(row, "type", place),
