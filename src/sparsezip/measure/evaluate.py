@@ -25,7 +25,6 @@ How it is measured
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from hashlib import sha256
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -47,7 +46,7 @@ from .records import Sample
 from .report import summary, table
 from .runners import Runner
 from .runners.local import Local
-from .session import session
+from .session import data_of, file_hash, session
 from .store import Store, refuse_different, write_json, write_text
 from .worker import Job, Model, Worker, make_worker
 
@@ -130,9 +129,13 @@ def evaluate(
             "batch_size": batch_size,
             "warmup": warmup,
             "loading": loading,
+            **({"model_file": file_hash(Path(model))} if isinstance(model, str) and model.endswith(".py") else {}),
             **(config or {}),
         },
-        "data": {name: {"questions": len(mine), "fingerprint": fingerprint(mine)} for name, mine in samples.items()},
+        "data": {
+            name: data_of(samples[name], (data, data / made.name), Path(name) if name.endswith(".py") else None)
+            for name, made in chosen.items()
+        },
     }
     record = json.loads(json.dumps(record, default=str))
     refuse_different(out, record)
@@ -251,22 +254,6 @@ def _runner(
 def _say(console: Console | None, said: str) -> None:
     if console:
         console.print(escape(said), highlight=False)
-
-
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """A hash of the questions, their references, and the names and sizes in bytes of their images."""
-    digest = sha256()
-    for sample in samples:
-        parts = (
-            sample.id,
-            sample.image_id,
-            sample.image.stat().st_size,
-            sample.question,
-            sample.references,
-            sample.group,
-        )
-        digest.update(json.dumps(parts).encode())
-    return digest.hexdigest()[:16]
 
 
 def labelled(methods: Sequence[Method]) -> dict[str, Method]:

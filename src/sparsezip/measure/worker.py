@@ -18,6 +18,7 @@ from ..errors import BudgetError, FailureError, ImageError, UsageError
 from ..images import open_image
 from ..methods.base import Method
 from ..registry import from_file
+from . import maps
 from .plan import Batch
 from .records import Row, Sample
 
@@ -199,8 +200,21 @@ def _measured(answer: Any) -> dict[str, Any]:
         "tokens": answer.tokens,
         "tokens_before": answer.tokens_before,
         "tokens_per_layer": sum(layers) / len(layers) if layers else None,
+        "prefill_flops": getattr(answer, "prefill_flops", None),  # a user's own model may not know
+        "kv_bytes": getattr(answer, "kv_bytes", None),
+        "map": _map(getattr(answer, "maps", None)),
         "timing_ms": dict(answer.timing),
     }
+
+
+def _map(image: Any) -> str | None:
+    """Where the patches of an image went; None where each has a token of its own, or nobody knows."""
+    if image is None:
+        return None
+    source = image.source.tolist()
+    if -1 not in source and len(set(source)) == len(source):
+        return None
+    return maps.pack(image.kept.tolist(), source, image.grid)
 
 
 def _free() -> None:
