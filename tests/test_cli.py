@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,12 +106,13 @@ def test_ask_takes_a_published_file_with_overrides(run, model, image, tmp_path):
     file = tmp_path / "visionzip.yaml"
     file.write_text(
         "model:\n  model_type: llava_vzip\n  model_path: liuhaotian/llava-v1.5-7b\n  temperature: 0.0\n"
-        "  max_new_tokens: 3\n  dominant: 5\n  contextual: 2\nrunner: {dataset: mme, warmup: 3, seed: 42}\n"
+        "  max_new_tokens: 3\n  dominant: 5\n  contextual: 2\n  conv_mode: llava_v1\n"
+        "runner: {dataset: mme, warmup: 3, seed: 42}\n"
     )
     code, out, err = run("ask", image, "Why?", "--config", file, "--set", f"model.model_path={model}")
     assert code == 0
     assert "visionzip: 7 of 16" in out
-    assert err == ["Note: warmup is not used: every benchmark's first batch is a warm-up."]
+    assert err == ["Note: conv_mode is not used: the checkpoint's own chat template words prompts."]
     code, out, _ = run("ask", image, "Why?", "--config", file, "--model", model, "--set", "contextual=3")
     assert "visionzip: 8 of 16" in out
     code, out, _ = run("ask", image, "Why?", "--config", file, "--model", model, "--method", "keep_all")
@@ -225,6 +227,118 @@ def test_eval_runs_every_method_at_every_budget(run, model, data, tmp_path):
     assert json.loads((folder / "results.json").read_text())["notes"] == []
     assert run(*wanted)[:2] == (0, out)
     assert run("eval", "--config", folder / "config.yaml")[:2] == (0, out)
+
+
+def test_eval_runs_every_method_at_all_its_settings(run, model, data, tmp_path):
+    folder = tmp_path / "run"
+    wanted = ["eval", "--model", model, "--benchmark", "scenes", "--method", "keep_all,sparsezip,grid", "--data", data,
+              "--limit", 2, "--set", "sparsezip.cross_beta=0,0.3", "--set", "sparsezip.merging.kmeans_iters=1, 2",
+              "--set", "method.budget=6,3", "--out", folder]  # fmt: skip
+    code, out, _ = run(*wanted)
+    assert code == 0
+    made = json.loads((folder / "run.json").read_text())["config"]["methods"]
+    assert sorted(
+        (one["cross_beta"], one["merging"]["kmeans_iters"], one["budget"])
+        for one in made.values()
+        if one["name"] == "sparsezip"
+    ) == [(beta, iters, budget) for beta in (0, 0.3) for iters in (1, 2) for budget in (3, 6)]
+    assert sorted(str(one["budget"]) for one in made.values() if one["name"] != "sparsezip") == ["3", "6", "None"]
+    assert run("eval", "--config", folder / "config.yaml")[:2] == (0, out)  # the same sweep, nothing left to do
+    code, _, err = run("ask", "x.png", "Why?", "--set", "cross_beta=0,0.3")
+    assert (code, len(err)) == (2, 1)
+    assert "one value of every setting of sparsezip; a sweep is for eval" in err[0]
+
+
+def test_the_settings_of_whatever_methods_run(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {model_type: [keep_all, sparsezip, 'visionzip|fastv'], budget: 5,\n"
+                    "  sparsezip: {budget: 7, cross_beta: 0}, 'visionzip|fastv': {fastv: {keep_ratio: 0.5}}}\n")  # fmt: skip
+
+    def budgets(options: dict, *sets: str) -> list[tuple]:
+        document, settings = cli.options.gather(file, options, list(sets), [])
+        _, (everything, one, pair) = request.methods(document, settings, None)
+        return [everything.budget, one.budget, pair.budget, pair.inner.keep_ratio]
+
+    assert budgets({}) == [None, 7, None, 0.5]  # each by its own section
+    assert budgets({}, "method.budget=9") == budgets({"--budget": "9"}) == [None, 9, 9, None]  # what is later wins
+    assert budgets({}, "method.budget=9", "sparsezip.budget=4") == [None, 4, 9, None]
+    document, settings = cli.options.gather(file, {}, ["method.paper=true"], [])
+    _, (_, one, pair) = request.methods(document, settings, None)
+    assert (one.paper, one.cross_beta, pair.paper) == (True, 0, True)
+
+
+def test_a_resolved_file_takes_another_budget(run, model, data, tmp_path):
+    asked = ["--model", model, "--benchmark", "scenes", "--data", data, "--limit", 2]
+    assert run("eval", *asked, "--method", "grid", "--budget", 6, "--out", tmp_path / "a")[0] == 0
+    code, _, _ = run("eval", "--config", tmp_path / "a" / "config.yaml", "--budget", 3, "--out", tmp_path / "b")
+    assert code == 0
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["config"]["methods"]["grid"]["budget"] == 3
+
+
+@pytest.mark.parametrize(
+    "only", [["--only", "color", "shape"], ["--only", "color,shape"], ["--only", "color", "--only", "shape"],
+             ["--only", "color shape"], ["--set", "runner.only=[color, shape]"]]
+)  # fmt: skip
+def test_groups_by_blank_comma_or_twice(run, model, data, tmp_path, only):
+    wanted = ["eval", "--model", model, "--benchmark", "scenes", "--method", "grid", "--budget", 3, "--data", data]
+    assert run(*wanted, *only, "--limit", 2, "--out", tmp_path / "run")[0] == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["only"] == {"scenes": ["color", "shape"]}
+
+
+def test_a_benchmark_and_a_model_of_ones_own(run, data, tmp_path):
+    shutil.copytree(data / "scenes", tmp_path / "data" / "mine")
+    code = (SRC / "sparsezip/measure/benchmarks/scenes.py").read_text().replace("from ...", "from sparsezip.")
+    code = code.replace("from ..", "from sparsezip.measure.").replace("from .", "from sparsezip.measure.benchmarks.")
+    (tmp_path / "my_bench.py").write_text(code.replace('name = "scenes"', 'name = "mine"'))
+    (tmp_path / "my_model.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from fake_model import FakeModel\ndef load(**settings):\n    return FakeModel()\n"
+    )
+    code, out, err = run("eval", "--benchmark", tmp_path / "my_bench.py", "--model", tmp_path / "my_model.py",
+                         "--method", "keep_all,grid", "--data", tmp_path / "data", "--only", "color", "--limit", 2,
+                         "--out", tmp_path / "run")  # fmt: skip
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert [(row["benchmark"], row["group"]) for row in rows] == [(str(tmp_path / "my_bench.py"), "color")] * 4
+    assert "EM %" in out
+
+
+def test_what_the_runner_is_told(run, no_model, data, tmp_path, monkeypatch):
+    told = {}
+
+    def evaluate(*_: object, **options: object):
+        told.update(options)
+        raise FailureError("enough")
+
+    monkeypatch.setattr("sparsezip.measure.evaluate.evaluate", evaluate)
+    wanted = ["eval", "--data", data, "--out", tmp_path / "run", "--prompt", "lmms-eval"]
+    assert run(*wanted, "--warmup", 7, "--runner", "ray", "--workers", 2, "--address", "ray://there:1")[0] == 1
+    assert {key: told[key] for key in ("warmup", "runner", "workers", "address", "prompt")} == {
+        "warmup": 7, "runner": "ray", "workers": 2, "address": "ray://there:1", "prompt": "lmms-eval",
+    }  # fmt: skip
+    assert run(*wanted)[0] == 1
+    assert (told["warmup"], told["runner"], told["workers"], told["address"]) == (None, "local", 1, None)
+
+
+def test_data_of_the_hub_are_kept_in_the_users_cache(run, model, data, tmp_path, monkeypatch):
+    asked = []
+
+    def export(made, folder: Path, **_: object) -> Path:
+        asked.append(made.name)
+        return shutil.copytree(data / made.name, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr("sparsezip.measure.hub.export", export)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wanted = ["eval", "--model", model, "--benchmark", "scenes,mme", "--method", "grid", "--budget", 3, "--limit", 2]
+    code, _, err = run(*wanted, "--data", "hub", "--out", tmp_path / "run")
+    assert (code, asked) == (0, ["scenes", "mme"])
+    assert err[0] == f"The Hub's data are kept in {tmp_path}/cache/sparsezip/hub."
+    assert (tmp_path / "cache/sparsezip/hub/mme").is_dir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert run(*wanted, "--data", "hub", "--out", tmp_path / "mine")[0] == 2  # before anything is fetched
+    assert asked == ["scenes", "mme"]
 
 
 def test_report_shows_a_run_and_writes_what_is_left_at_every_budget(run, model, data, tmp_path):
@@ -447,6 +561,20 @@ def test_more_tokens_than_patches(run, model, image, data, tmp_path, no_model):
         (["--method", "grid", "--budget", "6,6"], "The method grid is asked for twice"),
         (["--batch-size", "0"], "--batch-size"),
         (["--data", "nowhere"], "nowhere"),
+        (["color"], '"color" belongs to no option'),
+        (["--benchmark", "nowhere.py"], "There is no file nowhere.py"),
+        (["--runner", "rai"], "--runner: runner.runner: Input should be 'local' or 'ray', not 'rai'"),
+        (["--workers", "2"], "--workers: workers is for --runner ray"),
+        (["--address", "auto"], "--address: address is for --runner ray"),
+        (["--runner", "ray", "--workers", "0"], "--workers"),
+        (["--warmup", "-1"], "--warmup"),
+        (["--set", "method=3"], "say which method"),
+        (["--set", "method.k_min=3"], '--set method.k_min=3: visionzip has no key "k_min"'),
+        (["--set", "method.budget=6,many"], "--set method.budget=6,many: model.budget: a number of tokens"),
+        (["--set", "method.budget=6", "--keep-ratio", "0.5"], "there is a budget as well (--set method.budget=6)"),
+        (["--set", "sparsezip.cross_beta=0,much"], "--set sparsezip.cross_beta=0,much: SparseZip: cross_beta"),
+        (["--set", "sparsezip.cross_beta=0,0"], "The method sparsezip is asked for twice"),
+        (["--method", "keep_all", "--set", "method.paper=true"], "what runs is keep_all"),
         (["--set", "k_min=3"], "say which method"),
         (["--set", "runner.attn_implementation=fast"], "attn_implementation"),
     ],

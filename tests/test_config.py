@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_model import run, write_data
+from malformed_configs import MALFORMED
 
+from sparsezip import cli
 from sparsezip.config import Document, dump, override, read_yaml, resolve
 from sparsezip.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
 
 # as published, with the trailing comments and odd spacing of the original files
 PUBLISHED = """\
@@ -137,18 +141,40 @@ def test_every_slip_names_its_line(read, text, line, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "when: 2025-99-99", "\0"])
-def test_hostile_text_is_still_one_line(read, text):
-    with pytest.raises(ConfigError) as caught:
-        read(text)
-    assert "\n" not in str(caught.value)
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory) -> Path:
+    """A finished run with its data and, beside it, a place for files."""
+    folder = tmp_path_factory.mktemp("malformed")
+    run(folder / "run", write_data(folder / "data"))
+    return folder
 
 
-def test_files_that_are_missing_or_not_text(tmp_path):
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name in ("nowhere.yaml", "binary.yaml", "."):
-        with pytest.raises(ConfigError, match="Cannot read the configuration"):
-            read_yaml(tmp_path / name)
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", [*MALFORMED, "a file that is missing", "a folder"])
+@pytest.mark.parametrize("out", ["run", "new"])
+def test_a_malformed_file_ends_in_one_line_before_anything_runs(answered, monkeypatch, capsys, name, out):
+    """Nothing is opened or written, whether the run is a new one or has answers already."""
+    for opened in ("sparsezip.vlm.load", "sparsezip.models.load.load"):
+        monkeypatch.setattr(opened, lambda *_, **__: pytest.fail("a model was opened"))
+    monkeypatch.chdir(answered)
+    file = answered / "run.yaml"
+    content, message = MALFORMED.get(name, (None, "Cannot read the configuration"))
+    if content is not None:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    before = contents(answered)
+    wanted = file if content is not None else answered if name == "a folder" else answered / "nowhere.yaml"
+    options = [] if "dataset" in str(content) else ["--benchmark", "scenes"]
+    code = cli.main(["eval", "--config", str(wanted), "--data", "data", "--out", out, *options])
+    said = capsys.readouterr()
+    assert (code, said.out, len(said.err.splitlines())) == (2, "", 1)
+    assert said.err.startswith("sparsezip: ")
+    assert message in said.err
+    assert len(said.err) < 600
+    assert contents(answered) == before
+    assert not (answered / "new").exists()
 
 
 def test_an_empty_file_and_empty_sections_mean_the_defaults(read):
@@ -227,7 +253,7 @@ def test_check_refuses_a_value_where_a_section_belongs(read):
         read("model: 3").check(("model",), {}, "x")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_the_resolved_settings_read_back_as_themselves(path, tmp_path):
     settings = resolve(read_yaml(path))
     (tmp_path / "resolved.yaml").write_text(dump(settings), encoding="utf-8")

@@ -14,7 +14,8 @@ The shape is the one SparseZip's published files use, so that those files run he
       seed: 42
 
 Nothing is guessed and nothing is ignored: a key given twice, an unknown key and a value of the wrong type are
-refused with the line they stand on. `--set` and the command line's own options override single keys.
+refused with the line they stand on (see strict_yaml.py). `--set` and the command line's own options override single
+keys. Several values by comma are a sweep: of the budget and, in request.py, of any setting of a method.
 """
 
 import copy
@@ -26,12 +27,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from . import strict_yaml
 from .errors import ConfigError
 from .registry import nearest
-
-Keys = tuple[str, ...]
+from .strict_yaml import Keys
 
 METHOD_OF = {"llava": "keep_all", "llava_vzip": "visionzip"}  # the published files' own names for two methods
+SHOWN = 80  # characters of a wrong value
+SHARED = ("budget", "keep_ratio", "match")  # the settings of all methods, which stand beside their sections
 SHORT_FOR: dict[str, dict[str, Keys]] = {  # their settings that stand beside, not in, a method's section
     "sparsezip": {"dominant": ("dominant",), "contextual": ("merging", "contextual_num")},
     "visionzip": {"dominant": ("dominant",), "contextual": ("contextual",)},
@@ -43,8 +46,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
 def _one_or_many(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _words(value: Any) -> Any:
+    return re.findall(r"[^\s,]+", value) if isinstance(value, str) else value
 
 
 def parts(name: str) -> list[str]:
@@ -57,7 +67,7 @@ class Model(_Section):
 
     model_type: list[str] = Field(default=["sparsezip"], min_length=1)
     model_path: str = "testbed"
-    max_new_tokens: int | None = Field(default=None, ge=1, description="None: what the benchmark asks for")
+    max_new_tokens: Count | None = Field(default=None, description="None: what the benchmark asks for")
     temperature: Literal[0] = 0
     conv_mode: str | None = Field(
         default=None, description="not used: the checkpoint's own chat template words prompts"
@@ -101,19 +111,23 @@ class Runner(_Section):
     """The `runner` section: what is asked, and how."""
 
     dataset: list[str] = Field(default=["pope", "mme", "docvqa", "scenes"], min_length=1)
-    ann_path: str | None = Field(default=None, description="None: the testbed's own sets are made")
+    ann_path: str | None = Field(default=None, description="None: the testbed's own sets are made; hub: the Hub's data")
     images: str | None = None
     output_dir: str | None = None
     only: list[str] = Field(default=[], description="groups, as pope.random where there are several benchmarks")
-    limit: int | None = Field(default=None, ge=1)
+    limit: Count | None = None
     prompt: str | None = None
-    batch_size: int = Field(default=1, ge=1)
-    warmup: int | None = Field(default=None, description="not used: every benchmark's first batch is a warm-up")
+    batch_size: Count = 1
+    warmup: int | None = Field(default=None, ge=0, lt=2**31, description="questions; None: a batch of each benchmark")
+    runner: Literal["local", "ray"] = "local"
+    workers: Count = 1
+    address: str | None = Field(default=None, description="of a Ray cluster; None: this machine")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of methods that draw, and of the testbed's own sets")
-    scenes: int = Field(default=200, ge=1, description="size of the testbed's own sets")
+    scenes: Count = Field(default=200, description="size of the testbed's own sets")
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
 
-    _split = field_validator("dataset", "only", mode="before")(_one_or_many)
+    _split = field_validator("dataset", mode="before")(_one_or_many)
+    _groups = field_validator("only", mode="before")(_words)
 
 
 class Settings(_Section):
@@ -134,7 +148,7 @@ class Settings(_Section):
         """
         settings = copy.deepcopy(self.model.settings.get(method, {}))
         for part in parts(method) if "|" in method else []:
-            settings[part] = _over(self.of(part), settings.get(part) or {})
+            settings[part] = over(self.of(part), settings.get(part) or {})
         for key, (*sections, name) in SHORT_FOR.get(method, {}).items():
             value = getattr(self.model, key)
             if value is not None:
@@ -145,11 +159,11 @@ class Settings(_Section):
         return settings
 
 
-def _over(below: Any, above: Any) -> Any:
+def over(below: Any, above: Any) -> Any:
     """`above`, completed by what `below` has besides; mappings part by part."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    return below | {key: _over(below.get(key), value) for key, value in above.items()}
+    return below | {key: over(below.get(key), value) for key, value in above.items()}
 
 
 OPTIONS: dict[str, Keys] = {  # of the command line, where they are not called as in the file
@@ -185,6 +199,17 @@ class Document:
         section[keys[-1]] = value
         self.origins = {path: place for path, place in self.origins.items() if path[: len(keys)] != keys}
         self.origins[keys] = origin
+
+    def put_shared(self, key: str, value: Any, origin: str) -> None:
+        """Override a setting of `SHARED` for all methods, whatever their own sections said of it before."""
+        alike = ("budget", "keep_ratio") if key in ("budget", "keep_ratio") else (key,)
+        sections = list((self.tree.get("model") or {}).values())
+        while sections:
+            if isinstance(section := sections.pop(), dict):
+                for name in alike:
+                    section.pop(name, None)
+                sections += section.values()
+        self.put(("model", key), value, origin)
 
     def origin(self, keys: Keys) -> str:
         """Where the key was written, or the section around it."""
@@ -230,8 +255,12 @@ def gather(
         document.put(("model", "model_type"), methods, "default")
     for option, value in options.items():
         if value is not None:
-            keys = OPTIONS.get(option, ("runner", option.removeprefix("--").replace("-", "_")))
-            document.put(keys, str(value) if isinstance(value, Path) else value, option)
+            section, key = OPTIONS.get(option, ("runner", option.removeprefix("--").replace("-", "_")))
+            value = str(value) if isinstance(value, Path) else value
+            if key in SHARED:
+                document.put_shared(key, value, option)
+            else:
+                document.put((section, key), value, option)
     for assignment in sets:
         override(document, assignment, resolve(document).model.model_type)
     return document, resolve(document)
@@ -239,12 +268,7 @@ def gather(
 
 def read_yaml(path: str | Path) -> Document:
     """A YAML file. Raises ConfigError for one that is missing, malformed or repeats a key, naming the line."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration {path}: {error}") from error
-    origins: dict[Keys, str] = {}
-    tree = _load(text, str(path), origins)
+    tree, origins = strict_yaml.read(path)
     if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}, line 1: a configuration is made of sections such as model: and runner:.")
     return Document(tree or {}, origins)
@@ -254,22 +278,32 @@ def override(document: Document, assignment: str, methods: Iterable[str]) -> Non
     """Apply one `--set KEY=VALUE`; the value is read as YAML.
 
     KEY is a path into the configuration (`runner.limit`), a setting of one method or of one in a pair
-    (`sparsezip.k_min`) or, where only one of `methods` compresses, just that setting (`k_min`, `merging.kmeans_iters`).
+    (`sparsezip.k_min`), of whatever methods run (`method.budget`) or, where only one of `methods` compresses, just that
+    setting (`k_min`, `merging.kmeans_iters`).
     """
     origin = f"--set {assignment}"
     name, equals, text = assignment.partition("=")
     keys = tuple(part.strip() for part in name.split("."))
     if not equals or not all(keys):
         raise ConfigError(f"{origin}: write KEY=VALUE, for example --set sparsezip.k_min=16.")
+    value = strict_yaml.parse(text, origin, {})
     methods = list(methods)
-    if keys[0] not in ("model", "runner"):
-        if keys[0] not in (*methods, *(part for name in methods for part in parts(name))):
-            compressing = [method for method in methods if method != "keep_all"]
-            if len(compressing) != 1:
-                raise ConfigError(f"{origin}: say which method, one of {', '.join(methods)}, as in METHOD.{name}=...")
-            keys = (compressing[0], *keys)
-        keys = ("model", *keys)
-    document.put(keys, _load(text, origin, {}), origin)
+    compressing = [method for method in methods if method != "keep_all"]
+    if keys[0] in ("model", "runner"):
+        document.put(keys, value, origin)
+    elif keys[0] == "method" and keys[1:] in [(key,) for key in SHARED]:
+        document.put_shared(keys[1], value, origin)
+    elif keys[0] == "method" and len(keys) > 1:
+        if not compressing:
+            raise ConfigError(f"{origin}: what runs is keep_all, which has no settings.")
+        for method in compressing:
+            document.put(("model", method, *keys[1:]), copy.deepcopy(value), origin)
+    elif keys[0] in (*methods, *(part for name in methods for part in parts(name))):
+        document.put(("model", *keys), value, origin)
+    elif len(compressing) == 1:
+        document.put(("model", compressing[0], *keys), value, origin)
+    else:
+        raise ConfigError(f"{origin}: say which method, one of {', '.join(methods)}, as in METHOD.{name}=...")
 
 
 def resolve(document: Document) -> Settings:
@@ -299,7 +333,12 @@ def resolve(document: Document) -> Settings:
         first = error.errors(include_url=False)[0]
         keys = tuple(str(part) for part in first["loc"] if not isinstance(part, int))
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{document.origin(keys)}: {'.'.join(keys)}: {message}, not {first['input']!r}.") from error
+        found = repr(first["input"])
+        found = found if len(found) <= SHOWN else f"{found[:SHOWN]}..."
+        raise ConfigError(f"{document.origin(keys)}: {'.'.join(keys)}: {message}, not {found}.") from error
+    for key, usual in (("workers", 1), ("address", None)):
+        if settings.runner.runner == "local" and getattr(settings.runner, key) != usual:
+            raise ConfigError(f"{document.origin(('runner', key))}: {key} is for --runner ray.")
     if settings.model.budget and settings.model.keep_ratio is not None:
         raise ConfigError(
             f"{document.origin(('model', 'keep_ratio'))}: there is a budget as well "
@@ -317,6 +356,8 @@ def dump(settings: Settings, methods: Mapping[str, Mapping[str, Any]] | None = N
     tree = settings.model_dump(mode="json")
     given = tree["model"].pop("settings")
     tree["model"] |= given if methods is None else {name: dict(values) for name, values in methods.items()}
+    for short in () if methods is None else dict.fromkeys(key for keys in SHORT_FOR.values() for key in keys):
+        del tree["model"][short]  # it stands in the sections
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -331,55 +372,3 @@ def _check_short_forms(document: Document, settings: Settings) -> None:
                 f'{document.origin(("model", key))}: "{key}" is a setting of {", ".join(takers)}, '
                 f"and none of these runs here. Methods: {', '.join(model.model_type)}."
             )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without surprises: 1e-3 is a number (as in YAML 1.2) and there are no aliases, so no cycles and no bombs."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=self.get_mark())
-        return super().compose_node(parent, index)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _load(text: str, source: str, origins: dict[Keys, str]) -> Any:
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _note_origins(node, (), source, origins)
-        return loader.construct_document(node)
-    except ConfigError:
-        raise
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{source}{line}: not valid YAML: {error.problem}.") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # control characters, [[[[..., 2025-99-99
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from error
-
-
-def _note_origins(node: yaml.Node, path: Keys, source: str, origins: dict[Keys, str]) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _note_origins(item, path, source, origins)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-            raise ConfigError(f"{source}, line {line}: a key has to be a plain word.")
-        if key.value in seen:
-            raise ConfigError(
-                f'{source}, line {line}: the key "{key.value}" is given again '
-                f"(first on line {seen[key.value]}). Keep one."
-            )
-        seen[key.value] = line
-        origins[(*path, key.value)] = f"{source}, line {line}"
-        _note_origins(value, (*path, key.value), source, origins)

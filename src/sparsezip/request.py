@@ -1,12 +1,13 @@
 """What a command is asked for, checked before a model is opened: methods with their settings, benchmarks' groups."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
-from . import config
+from . import config, strict_yaml
 from . import methods as registered
 from .config import Document, Settings
 from .errors import ConfigError, UsageError
@@ -19,7 +20,9 @@ def method(document: Document, settings: Settings, default: int | None) -> Any:
     """The one method of a command that takes one."""
     one(document, "model_type", "method", settings.model.model_type)
     one(document, "budget", "budget", settings.model.budget)
-    _, (chosen,) = methods(document, settings, default)
+    _, (chosen, *more) = methods(document, settings, default)
+    if more:
+        raise ConfigError(f"This command takes one value of every setting of {chosen.name}; a sweep is for eval.")
     return chosen
 
 
@@ -34,7 +37,7 @@ def one(document: Document, key: str, noun: str, values: Sequence[object]) -> No
 def methods(
     document: Document, settings: Settings, default: int | None, inside: bool = False
 ) -> tuple[dict[str, dict[str, Any]], list[Any]]:
-    """The methods that run, each at every budget, and by name the settings that a configuration says this with.
+    """The methods that run, each at all its settings and budgets, and by name the settings that say this in a file.
 
     `default`: the budget where nothing says how many tokens are sent. `inside`: of methods inside the LLM, too; there
     it depends on the LLM's depth what can be met.
@@ -54,19 +57,35 @@ def methods(
             raise ConfigError(f"{document.origin(('model', key))}: {', '.join(names)} takes no budget.")
     asked, made = {}, []
     for name in names:
-        plain = _built(document, settings, name)
-        sized = _sized(settings, plain, default, inside)
+        given = settings.of(name)
+        plain = [_built(document, settings, name, point) for point in _points(given, document.origin(("model", name)))]
+        sized = [one for each in plain for one in _sized(settings, each, default, inside)]
         made += sized
-        asked[name] = registered.settings(sized[0] if len(sized) == 1 else plain)
+        told = registered.settings(sized[0] if len(sized) == 1 else plain[0])
+        asked[name] = told if len(plain) == 1 else config.over(told, given)
     return asked, made
 
 
-def _built(document: Document, settings: Settings, name: str) -> Any:
-    """A method as its own settings say it, checked; of a pair first the one, then the other."""
-    known, given = registered.settings(registered.method(name)), settings.of(name)
+def _points(given: dict[str, Any], origin: str) -> Iterator[dict[str, Any]]:
+    """The settings that are `given`, once for every combination where some have several values by comma."""
+    ways: list[Iterable[Any]] = []
+    for value in given.values():
+        if isinstance(value, dict):
+            ways.append(_points(value, origin))
+        elif isinstance(value, str) and "," in value:
+            ways.append([strict_yaml.parse(part, origin, {}) for part in value.split(",")])
+        else:
+            ways.append([value])
+    return (dict(zip(given, point, strict=True)) for point in product(*ways))
+
+
+def _built(document: Document, settings: Settings, name: str, given: dict[str, Any]) -> Any:
+    """A method with the settings that are `given`, checked; of a pair first the one, then the other."""
+    known = registered.settings(registered.method(name))
     sections = [(known, given)]
     for part in config.parts(name) if "|" in name else []:
-        _built(document, settings, part)
+        if isinstance(given[part], dict):
+            _built(document, settings, part, given[part])
         sections.append((known[part], given[part]))
     document.check(("model", name), known, name)
     usual = {"seed": settings.runner.seed, "match": settings.model.match}
@@ -110,12 +129,12 @@ def _named(given: dict[str, Any], section: str = "") -> set[str]:
 
 def groups(document: Document, settings: Settings) -> dict[str, list[str]]:
     """The benchmarks that run, each with the groups it is limited to."""
-    from .measure.benchmarks import registry
+    from .measure.benchmarks import benchmark
 
     names = settings.runner.dataset
     with _at(document.origin(("runner", "dataset"))):
         for name in names:
-            registry.get(name)
+            benchmark(name)
     groups: dict[str, list[str]] = {name: [] for name in names}
     for wanted in settings.runner.only:
         name, _, group = wanted.rpartition(".")

@@ -56,10 +56,8 @@ def gather(
 ) -> tuple[Document, Settings]:
     """What the command is asked for, see config.gather; says on stderr what of it is not used."""
     document, settings = config.gather(file, options, sets or [], methods)
-    for section in (settings.model, settings.runner):
-        for key in ("conv_mode", "warmup"):
-            if getattr(section, key, None) is not None:
-                typer.echo(f"Note: {key} is {type(section).model_fields[key].description}.", err=True)
+    if settings.model.conv_mode is not None:
+        typer.echo(f"Note: conv_mode is {config.Model.model_fields['conv_mode'].description}.", err=True)
     return document, settings
 
 
@@ -73,6 +71,8 @@ def check_tokens(settings: Settings, methods: Sequence[Any]) -> None:
     """Refuse more tokens than the model's images have patches, before a weight is read."""
     from ..models.load import patches
 
+    if settings.model.model_path.endswith(".py"):  # a user's own: it says so itself when it is asked
+        return
     count = patches(settings.model.model_path)
     for method in methods if count else ():
         method.check(count)

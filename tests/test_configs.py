@@ -1,0 +1,89 @@
+"""Every file of configs/ runs, on the model that ships and a small data set, and sends the tokens that its head says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sparsezip import cli, vlm
+from sparsezip.config import read_yaml, resolve
+from sparsezip.measure.benchmarks import benchmark
+from sparsezip.testbed import sets
+
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(path.relative_to(FOLDER) for path in FOLDER.rglob("*.yaml"))
+BENCHMARKS = ("pope", "mme", "docvqa", "coco_caption")
+METHODS = {"llava": "keep_all", "sparsezip": "sparsezip", "visionzip": "visionzip", "sparsevlm": "sparsevlm"}
+ABLATIONS = {
+    "skip_hybrid_attn": {"skip_hybrid_attn": True},
+    "skip_dynamic_k": {"skip_dynamic_k": True},
+    "skip_ctx_merge": {"skip_ctx_merge": True},
+    "cross_beta_0": {"cross_beta": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    sets.write(folder, 0, 2)
+    for name, text in benchmark("coco_caption").example.items():  # the testbed draws no captions
+        path = folder / "coco_caption" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            Image.new("RGB", (64, 64), "red").save(path)
+        else:
+            path.write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The model that ships, opened once."""
+    model = vlm.load("testbed")
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: model)
+
+
+def test_there_is_one_for_every_published_experiment_and_ablation():
+    for name in BENCHMARKS:
+        for file, method in METHODS.items():
+            settings = resolve(read_yaml(FOLDER / name / f"{file}.yaml"))
+            assert (settings.runner.dataset, settings.model.model_type) == ([name], [method])
+    plain = resolve(read_yaml(FOLDER / "pope" / "sparsezip.yaml"))
+    for file, switch in ABLATIONS.items():
+        settings = resolve(read_yaml(FOLDER / "ablations" / f"{file}.yaml"))
+        given = settings.of("sparsezip")
+        given.pop("dominant", None)  # counts under skip_dynamic_k alone
+        assert given == plain.of("sparsezip") | switch
+        assert settings.runner == plain.runner
+    assert {path for path in CONFIGS if len(path.parts) > 1} == {
+        *(Path(name, f"{file}.yaml") for name in BENCHMARKS for file in METHODS),
+        *(Path("ablations", f"{file}.yaml") for file in ABLATIONS),
+    }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_it_runs_and_sends_what_its_head_says(path, data, opened, tmp_path, capsys):
+    wanted = ["eval", "--config", FOLDER / path, "--model", "testbed", "--data", data, "--limit", 2]
+    wanted = [*map(str, wanted), "--out", str(tmp_path / "run")]
+    if path.stem == "sparsevlm":  # in its published form it needs 16 layers of the LLM, and the testbed has 6
+        assert cli.main(wanted) == 2
+        assert "SparseVLM drops tokens between the layers 6 and 7, but this LLM's 6 layers" in capsys.readouterr().err
+        wanted += ["--set", "method.paper=false"]
+    assert cli.main(wanted) == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert {row["answer"] is None for row in rows} == {False}
+    head = " ".join(re.findall("^# (.*)", (FOLDER / path).read_text(encoding="utf-8"), re.MULTILINE))
+    said = re.search(r"(?<![\d.])(\d+) tokens(?! per layer)", head.replace("its 576", "576"))
+    assert (said is None) == (path.stem == "sparsevlm")  # whose 206.5 are those of 32 layers
+    assert said is None or {row["tokens"] for row in rows if row["method"] != "keep_all"} <= {int(said[1])}
+
+
+def test_captions_without_java_end_in_one_line(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    wanted = ["eval", "--config", FOLDER / "coco_caption" / "llava.yaml", "--model", "testbed", "--data", data]
+    assert cli.main([*map(str, wanted), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Java" in line
+    assert not (tmp_path / "run").exists()
