@@ -86,8 +86,8 @@ class Gqa(Benchmark):
 
     def measures(self, rows: Sequence[Row]) -> dict[str, Estimate]:
         """The share of right answers: over all, over binary questions, and over open ones."""
-        answers = [{"prediction": row.answer or "", "answers": row.references} for row in rows]
-        right = exact_match.score(answers)["per_row"]
+        answers = [{"prediction": (row.answer or "").strip(), "answers": row.references} for row in rows]
+        right = exact_match.score(answers, "llava")["per_row"]
         scored = [(row.group == "query", row.image, value) for row, value in zip(rows, right, strict=True)]
         return {
             "accuracy": mean((image, value) for _, image, value in scored),
