@@ -1,21 +1,19 @@
-"""Fetching the benchmarks' files from a server of the test's own, and saying what of them is there."""
+"""The benchmarks' files: fetched from a server of the tests' own, and what of them is there."""
 
 import hashlib
 import io
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from file_server import LOCAL, serving
 from PIL import Image
 from rich.console import Console
 
@@ -24,296 +22,18 @@ from sparsezip import cli
 from sparsezip.errors import DataError, FailureError, UsageError
 from sparsezip.measure.benchmarks import benchmark, names
 from sparsezip.measure.benchmarks.base import Hub
-from sparsezip.measure.data import download as downloads
 from sparsezip.measure.data import get as gets
 from sparsezip.measure.data.check import check
-from sparsezip.measure.data.download import Download
 from sparsezip.measure.data.get import get
 from sparsezip.measure.data.sources import OFFICIAL, File, Part
 
 SRC = Path(sparsezip.__file__).parents[1]
-LOCAL = {"schemes": ("http",), "patience": 0.01}
-BODY = bytes(range(256)) * 4096 * 3  # 3 MiB: more than one read
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files` (path: bytes) with Range, ETag and If-Range; `plan`: what goes wrong next."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.plan, self.asked = {}, [], []
-        self.etags, self.length, self.pace = True, True, 0.0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request, client_address):
-        """A client that goes away is part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        """Nothing."""
-
-    def do_GET(self):
-        server = self.server
-        server.asked.append(dict(self.headers))
-        fault = server.plan.pop(0) if server.plan else None
-        if isinstance(fault, int):
-            return self.send_error(fault)
-        if isinstance(fault, str):
-            self.send_response(302)
-            self.send_header("Location", fault)
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        if self.path not in server.files:
-            return self.send_error(404)
-        body = server.files[self.path]
-        etag = f'"{hashlib.sha256(body).hexdigest()[:8]}"'
-        start = 0
-        wanted = self.headers.get("Range", "")
-        if wanted and self.headers.get("If-Range", etag) == etag:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(body):
-                return self.send_error(416)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        else:
-            self.send_response(200)
-        if server.etags:
-            self.send_header("ETag", etag)
-        if server.length:
-            self.send_header("Content-Length", str(len(body) - start + (fault or {}).get("more", 0)))
-        if "encoding" in (fault or {}):
-            self.send_header("Content-Encoding", fault["encoding"])
-        self.end_headers()
-        sent = body[start:][: (fault or {}).get("bytes", len(body))]
-        for at in range(0, len(sent), 1 << 16):
-            self.wfile.write(sent[at : at + (1 << 16)])
-            time.sleep(server.pace)
 
 
 @pytest.fixture
 def server():
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
-
-
-@pytest.fixture
-def fetch(server, tmp_path):
-    """Fetch /file from the server; what is in its place afterwards."""
-    server.files["/file"] = BODY
-
-    def fetch(**settings) -> bytes:
-        path = tmp_path / "file"
-        made = {"cap": 1 << 30, **LOCAL, **settings}
-        found = Download(made.pop("url", f"{server.url}/file"), path, **made).run()
-        assert found == hashlib.sha256(path.read_bytes()).hexdigest()
-        assert [left.name for left in tmp_path.iterdir()] == ["file"]
-        return path.read_bytes()
-
-    return fetch
-
-
-def cut(server, at=1 << 20):
-    """Let the next answer end after `at` bytes."""
-    server.plan.append({"bytes": at})
-
-
-def stopped(fetch, server, monkeypatch, at=1 << 20):
-    """A fetch that ended after `at` bytes and was not tried again."""
-    cut(server, at)
-    with monkeypatch.context() as patch:
-        patch.setattr(downloads, "ATTEMPTS", 1)
-        with pytest.raises(FailureError, match=r"ended after .* is kept; the same command goes on with it"):
-            fetch()
-
-
-# -- one file ------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_arrives_whole(fetch, server):
-    seen = []
-    assert fetch(progress=lambda *at: seen.append(at)) == BODY
-    assert seen[-1] == (len(BODY), len(BODY))
-    assert server.asked[0]["Accept-Encoding"] == "identity"
-    server.plan.append(500)
-    assert fetch() == BODY  # it is there: nobody is asked
-    assert len(server.asked) == 1
-
-
-def test_a_broken_connection_goes_on_where_it_was(fetch, server):
-    for at in (100_000, 1 << 20):
-        cut(server, at)
-    server.plan.append(503)
-    assert fetch() == BODY
-    assert [asked.get("Range") for asked in server.asked] == [
-        None, "bytes=100000-", f"bytes={100_000 + (1 << 20)}-", f"bytes={100_000 + (1 << 20)}-",
-    ]  # fmt: skip
-
-
-def test_a_later_call_goes_on_with_the_same_file(fetch, server, monkeypatch):
-    stopped(fetch, server, monkeypatch)
-    assert fetch(sha256=hashlib.sha256(BODY).hexdigest()) == BODY
-    assert server.asked[-1]["Range"] == f"bytes={1 << 20}-"
-    assert server.asked[-1]["If-Range"].startswith('"')
-
-
-@pytest.mark.parametrize("etags", [True, False])
-def test_a_file_that_changed_in_between_is_begun_anew(fetch, server, monkeypatch, etags):
-    """With an ETag the server sends it whole; without, its length tells."""
-    server.etags = etags
-    stopped(fetch, server, monkeypatch)
-    server.files["/file"] = changed = BODY[::-1] + b"more"
-    assert fetch() == changed
-
-
-def test_a_file_that_became_shorter_is_begun_anew(fetch, server, monkeypatch):
-    server.etags = False
-    stopped(fetch, server, monkeypatch)
-    server.files["/file"] = b"short"
-    assert fetch() == b"short"
-
-
-def test_what_lies_there_of_another_address_is_not_mixed_in(fetch, server, monkeypatch):
-    stopped(fetch, server, monkeypatch)
-    server.files["/other"] = other = BODY[::-1]
-    assert fetch(url=f"{server.url}/other") == other
-
-
-def test_a_partial_file_without_its_note_is_begun_anew(fetch, server, monkeypatch, tmp_path):
-    for note in (None, "{", "[1]", '{"url": 1}', '{"etag": ""}'):
-        stopped(fetch, server, monkeypatch)
-        place = tmp_path / "file.partial.json"
-        place.unlink() if note is None else place.write_text(note)
-        assert fetch() == BODY
-        (tmp_path / "file").unlink()
-
-
-def test_a_part_that_is_whole_is_not_asked_for(fetch, server, monkeypatch, tmp_path):
-    """A kill between the last byte and the new name."""
-    with monkeypatch.context() as patch:
-        patch.setattr(downloads, "digest", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            fetch()
-    assert not (tmp_path / "file").exists()
-    assert fetch() == BODY
-    assert len(server.asked) == 1
-
-
-def test_a_server_without_lengths(fetch, server):
-    server.length = False
-    assert fetch() == BODY
-
-
-def test_the_published_checksum_is_held(fetch, server, tmp_path):
-    with pytest.raises(FailureError, match=r"not the file that TFDS lists: its SHA-256 is \w{64}, not 0{64}.*removed"):
-        fetch(sha256="0" * 64, by="TFDS lists")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").write_bytes(b"damaged on the disk")
-    with pytest.raises(FailureError, match="SHA-256"):
-        fetch(sha256=hashlib.sha256(BODY).hexdigest())
-    assert fetch(sha256=hashlib.sha256(BODY).hexdigest()) == BODY
-
-
-def test_sizes_are_held(fetch, server, tmp_path):
-    with pytest.raises(FailureError, match=f"has {len(BODY):,} bytes; the file that TFDS lists has 17"):
-        fetch(size=17, by="TFDS lists")
-    with pytest.raises(FailureError, match="at most 1,000 are taken"):
-        fetch(cap=1000)
-    assert not (tmp_path / "file.partial").exists()
-    server.length = False  # nothing declared: counted on the way
-    with pytest.raises(FailureError, match="goes on behind 1,000 bytes"):
-        fetch(cap=1000)
-    with pytest.raises(FailureError, match="goes on behind 17 bytes"):
-        fetch(size=17)
-    assert sum(path.stat().st_size for path in tmp_path.glob("file.partial")) == 0
-
-
-def test_a_disk_without_room_is_said_before_anything_is_written(fetch, monkeypatch, tmp_path):
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
-    with pytest.raises(FailureError, match=r"bytes to come; .* has less room"):
-        fetch()
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_not_there_is_said_at_once(fetch, server):
-    for code in (404, 403, 410):
-        server.plan.append(code)
-        with pytest.raises(FailureError, match=f"cannot be fetched: the server says {code} "):
-            fetch()
-    assert len(server.asked) == 3
-
-
-def test_a_server_that_stays_busy_is_given_up(fetch, server):
-    server.plan += [503] * 10
-    with pytest.raises(FailureError, match=r"says 503 .*, 5 times in a row"):
-        fetch()
-    assert len(server.asked) == 5
-
-
-def test_a_server_that_says_nothing_is_given_up(fetch, server, monkeypatch):
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.05)
-    monkeypatch.setattr(downloads, "ATTEMPTS", 2)
-    server.pace = 0.3
-    with pytest.raises(FailureError, match="timed out"):
-        fetch()
-
-
-def test_nobody_there(fetch, monkeypatch):
-    monkeypatch.setattr(downloads, "ATTEMPTS", 2)
-    with pytest.raises(FailureError, match="refused, 2 times in a row"):
-        fetch(url="http://127.0.0.1:1/file")
-
-
-def test_redirects_are_followed_to_the_same_scheme_alone(fetch, server):
-    server.files["/there"] = b"moved"
-    server.plan.append(f"{server.url}/there")
-    assert fetch(url=f"{server.url}/here") == b"moved"
-
-
-@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/file", "data:,x", "HTTPS://127.0.0.1/"])
-def test_redirects_elsewhere_are_refused(fetch, server, place):
-    server.plan.append(place)
-    with pytest.raises(FailureError, match=f"sends on to {place}.*; only http is taken"):
-        fetch()
-
-
-def test_endless_redirects_end(fetch, server):
-    server.plan += [f"{server.url}/file"] * 50
-    with pytest.raises(FailureError, match="cannot be fetched: the server says 302"):
-        fetch()
-
-
-def test_an_encoding_nobody_asked_for_is_refused(fetch, server):
-    server.plan.append({"encoding": "gzip"})
-    with pytest.raises(FailureError, match="comes in the encoding gzip"):
-        fetch()
-
-
-def test_only_https_is_taken_and_certificates_are_checked(fetch, server):
-    for url in (f"{server.url}/file", "file:///etc/passwd", "ftp://127.0.0.1/file"):
-        with pytest.raises(FailureError, match="only https is taken"):
-            fetch(url=url, schemes=("https",))
-    assert not server.asked
-    made = downloads.opener(("https",))
-    schemes = {type(handler).__name__ for handler in made.handlers}
-    assert not schemes & {"HTTPHandler", "FileHandler", "FTPHandler", "DataHandler"}
-    (secure,) = (one for one in made.handlers if isinstance(one, urllib.request.HTTPSHandler))
-    assert secure._context.verify_mode == ssl.CERT_REQUIRED
-    assert secure._context.check_hostname
-    with pytest.raises(FailureError, match=r"only https is taken"):
-        downloads._Redirect(("https",)).http_error_302(
-            urllib.request.Request("https://127.0.0.1/"), io.BytesIO(), 302, "", {"Location": f"{server.url}/file"}
-        )
+    with serving() as running:
+        yield running
 
 
 def test_every_official_address_is_https_and_capped():

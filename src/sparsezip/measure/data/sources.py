@@ -135,6 +135,7 @@ OFFICIAL: Mapping[str, Source] = {
                 "textvqa",
                 (
                     File(f"{TEXTVQA}/data/TextVQA_0.5.1_val.json", 16 * MB),
+                    File(f"{TEXTVQA}/data/TextVQA_Rosetta_OCR_v0.2_val.json", 64 * MB),
                     File(
                         f"{TEXTVQA}/images/train_val_images.zip", 8 * GB,
                         keep=("train_images/*.jpg",), unpacked=10 * GB,

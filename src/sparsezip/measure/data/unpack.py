@@ -138,6 +138,8 @@ def _tar_members(archive: Path, source: Any, limits: Limits, keep: Sequence[str]
         bounded.seek(opened.offset)
         if bounded.read(512) != bytes(512):  # tarfile takes a damaged header for the end
             raise DataError(f"{archive} is damaged or incomplete (no end where its members end).")
+        while bounded.read(CHUNK):  # the checksum of a gzip stands behind all of it
+            pass
 
 
 def _from_tar(archive: Path, opened: tarfile.TarFile, info: tarfile.TarInfo, file: IO[bytes]) -> None:
@@ -157,17 +159,21 @@ class _Bounded:
         if not 0 <= size <= 2 * CHUNK:
             raise DataError(f"The archive has a header of {size:,} bytes.")
         data: bytes = self.source.read(size)
+        self._check(self.tell())
         return data
 
-    def seek(self, position: int, whence: int = 0) -> int:
-        if position > self.most:
-            raise DataError(f"The archive claims to reach beyond {self.most:,} bytes.")
-        place: int = self.source.seek(position, whence)
+    def seek(self, position: int) -> int:
+        self._check(position)
+        place: int = self.source.seek(position)
         return place
 
     def tell(self) -> int:
         place: int = self.source.tell()
         return place
+
+    def _check(self, position: int) -> None:
+        if position > self.most:
+            raise DataError(f"The archive reaches beyond {self.most:,} bytes.")
 
 
 class _Names:
@@ -189,14 +195,11 @@ class _Names:
         if key in self.files or self.files & parents or (key in self.folders and not folder):
             raise DataError(f"{self.archive} holds {path!r} twice.")
         self.folders |= parents
-        if folder:
-            self.folders.add(key)
-            return
-        self.files.add(key)
-        self.bytes += size
+        (self.folders if folder else self.files).add(key)
+        self.bytes += 0 if folder else size
         if size < 0 or self.bytes > self.limits.bytes:
             raise DataError(f"{self.archive} unpacks to more than {self.limits.bytes:,} bytes.")
-        if len(self.files) > self.limits.files:
+        if len(self.files) > self.limits.files or len(self.folders) > self.limits.files:
             raise DataError(f"{self.archive} holds more than {self.limits.files:,} files.")
 
     def checked(self, name: str) -> str:
