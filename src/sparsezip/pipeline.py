@@ -161,6 +161,9 @@ class Splice:
     def __call__(self, call: Call, setting: Setting | None = None) -> Call:
         """The arguments to go on with; `setting` reads those of generate, where it is called.
 
+        The images of the prompts are the pixel_values in their order, unless the call says which of these each one
+        is: `shown`. What comes several times goes through the tower once.
+
         Raises UnsupportedCallError for what fewer tokens cannot serve, BudgetError for a budget that cannot be met.
         """
         adapter, trace = self.adapter, self.trace
@@ -176,18 +179,20 @@ class Splice:
             refuse_inside(self.method.name, call, setting)
         ids, mask = call["input_ids"], call.get("attention_mask")
         rows, cols = adapter.grid(pixel_values)
-        per_row = images_per_row(ids, adapter.placeholder, patches=rows * cols, images=len(pixel_values))
+        shown = call.pop("shown", range(len(pixel_values)))
+        per_row = images_per_row(ids, adapter.placeholder, patches=rows * cols, images=len(shown))
 
         self.method.check(rows * cols)
 
         read = partial(self.reader, ids, mask, per_row)
-        captures, compressed = reduce(adapter, self.method, pixel_values, read, trace)
+        captures, compressed, shown = reduce(adapter, self.method, pixel_values, read, trace, shown)
         with trace.timed("project"):
-            tokens = project(adapter, captures, compressed)
+            projected = project(adapter, captures, compressed)
+        tokens, counts = [projected[image] for image in shown], [compressed.tokens[image] for image in shown]
 
         call = {name: value for name, value in call.items() if name != "pixel_values"}
         call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=cast(Any, tokens))}
-        shorter = shortening(ids, mask, adapter.placeholder, patches=rows * cols, tokens=compressed.tokens)
+        shorter = shortening(ids, mask, adapter.placeholder, patches=rows * cols, tokens=counts)
         if shorter is not None:
             call |= {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
             call["input_ids"] = shorter(ids, self._padding())
@@ -195,8 +200,8 @@ class Splice:
                 call["attention_mask"] = shorter(torch.ones_like(ids) if mask is None else mask, 0)
         visual = call["input_ids"].eq(adapter.placeholder)
         if self.drop:
-            counts = iter(compressed.tokens)
-            images = [[next(counts) for _ in range(count)] for count in per_row]
+            each = iter(counts)
+            images = [[next(each) for _ in range(count)] for count in per_row]
             self.drop.expect(visual, call.get("attention_mask"), images, adapter.size)
         else:
             trace.images = [
@@ -229,15 +234,19 @@ def reduce(
     pixel_values: Float[Tensor, "image channel height width"],
     read: Callable[[], list[Question | None]] | None,
     trace: Trace,
-) -> tuple[Captures, Compressed]:
+    shown: Sequence[int] | None = None,
+) -> tuple[Captures, Compressed, Sequence[int]]:
     """What the tower makes of the images, and the method in front of the LLM of that; noted in the trace.
 
-    `read` gives the questions, if there are any, and is called if the method wants them.
+    `read` gives the questions, if there are any, and is called if the method wants them. `shown`: which image each
+    question is about; None: every image has its own. Returned is besides which entry of the result each of them gets:
+    one per image where no question was read, else one per question.
     """
-    outer, own, wanted = method.parts[0], adapter.grid(pixel_values), _wanted(adapter, method)
-    patches, grid, questions = own[0] * own[1], own, None
+    outer, own = method.parts[0], adapter.grid(pixel_values)
+    patches, grid, questions, wanted = own[0] * own[1], own, None, frozenset[str]()
+    shown = range(len(pixel_values)) if shown is None else shown
     if not outer.sends_everything(patches):
-        grid = outer.resized(own)
+        grid, wanted = outer.resized(own), _wanted(adapter, method)
         if grid != own and outer.keep_ratio is not None:  # it is a share of all patches, not of those that are left
             outer = replace(outer, budget=outer.asked(patches), keep_ratio=None)
     with torch.no_grad():
@@ -246,10 +255,13 @@ def reduce(
             with trace.timed("question"):
                 questions = read()
         with trace.timed("compress"):
+            if questions is not None and len(shown) > len(pixel_values):
+                captures, shown = captures.of(shown), range(len(shown))
             compressed = outer.compress(captures, questions)
     _check_counts(method, compressed, patches)
-    trace.images = ImageTrace.of(own, captures, compressed)
-    return captures, compressed
+    images = ImageTrace.of(own, captures, compressed)
+    trace.images = [images[image] for image in shown]
+    return captures, compressed, shown
 
 
 def capture(

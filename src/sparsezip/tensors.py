@@ -4,8 +4,9 @@ Axis words: image, patch (a tower token), row (patches, with CLS in front if the
 width), width (LLM width), word, token (what reaches the LLM), kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,6 +77,12 @@ class Captures:
     def patch_keys(self) -> Float[Tensor, "image patch key"]:
         """The keys without CLS (a view). Raises SettingError when there are none."""
         return self.signal("keys")[:, -self.patches :]
+
+    def of(self, images: Sequence[int]) -> "Captures":
+        """The images of those numbers, in that order; one may come several times."""
+        chosen = list(images)
+        tensors = {name: value[chosen] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **cast(Any, tensors))
 
     def signal(self, name: str) -> Tensor:
         """The optional field `name`; raises SettingError when the tower did not deliver it."""
@@ -158,6 +165,7 @@ class Decoder:
     per_token: float = 1.0  # FLOPs of one token in one layer
     per_pair: float = 0.0  # FLOPs of one query meeting one key in one layer
     per_look: float = 0.0  # FLOPs of one token's queries, keys and values in one layer
+    per_cached: int = 0  # bytes of one token's keys and values in one layer
     text: int = 0  # tokens of the prompt that are not the image's
 
 

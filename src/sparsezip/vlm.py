@@ -12,11 +12,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from . import methods
 from .errors import UnsupportedCallError
 from .images import opened
 from .methods.base import Method
 from .models import load as checkpoints
 from .models.load import Checkpoint
+from .ops.budget import flops
 from .pipeline import compress
 from .trace import ImageTrace, now
 
@@ -31,6 +33,8 @@ class Answer:
     tokens_before: int  # patches the tower made of the image
     tokens_per_layer: list[float]
     timing: dict[str, float]  # ms by stage, this answer's share of its batch
+    prefill_flops: float  # of the LLM's layers, for the tokens of this prompt that entered each, padding not counted
+    kv_bytes: int  # that the same tokens' keys and values take in the cache
 
 
 class VLM(Checkpoint):
@@ -57,9 +61,13 @@ class VLM(Checkpoint):
     ) -> list[Answer]:
         """One answer per pair of image and question, decoded greedily in one batch.
 
+        An image that is given several times (the same object or path) is processed and goes through the tower once. A
+        method that does not read the question then compresses it once as well. The answers are the same either way.
+
         `generation` goes to transformers' generate (do_sample=True, num_beams=4, ...). The timing's stages: prepare
         (image and text processing), tower, question, compress, project, prefill (the rest up to the first token),
-        decode; "ttft" is the time to the first token and "total" everything.
+        decode; "ttft" is the time to the first token and "total" everything. Each answer is given an equal share of
+        its batch's time, so questions on one image share what was done once.
 
         Raises ImageError for an image that cannot be read, UnsupportedCallError for a question that holds an image
         placeholder, for images and questions that do not pair up and for settings that do not return one text each,
@@ -68,8 +76,9 @@ class VLM(Checkpoint):
         _check_pairs(images, questions, generation)
         if not len(images):
             return []
+        method = methods.method(method) if isinstance(method, str) else method
         start = now()
-        inputs = self._prepare([opened(image) for image in images], questions)
+        inputs = self._prepare(images, questions)
         prepared = now()
         first = _FirstToken()
         settings = {"do_sample": False, "num_beams": 1, "pad_token_id": self._pad_token} | generation
@@ -82,6 +91,8 @@ class VLM(Checkpoint):
         ends |= {"prefill": first.moment - start - sum(ends.values()), "decode": end - first.moment}
         ends |= {"ttft": first.moment - start, "total": end - start}
         timing = {stage: took / len(texts) for stage, took in ends.items()}
+        is_text = inputs["attention_mask"].bool() & inputs["input_ids"].ne(self.adapter.placeholder)
+        costs = [self._cost(method, *row) for row in zip(trace.images, is_text.sum(1).tolist(), strict=True)]
         return [
             Answer(
                 text=text.strip(),
@@ -90,11 +101,13 @@ class VLM(Checkpoint):
                 tokens_before=image.patches,
                 tokens_per_layer=[float(tokens) for tokens in image.tokens_per_layer],
                 timing=dict(timing),
+                prefill_flops=prefill_flops,
+                kv_bytes=kv_bytes,
             )
-            for text, image in zip(texts, trace.images, strict=True)
+            for text, image, (prefill_flops, kv_bytes) in zip(texts, trace.images, costs, strict=True)
         ]
 
-    def _prepare(self, images: list[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
+    def _prepare(self, images: Sequence[Image.Image | str | Path], questions: Sequence[str]) -> dict[str, Any]:
         for question in questions:
             if self.processor.image_token in question:
                 raise UnsupportedCallError(
@@ -102,10 +115,29 @@ class VLM(Checkpoint):
                     "Leave it out: every question is asked about one image, which is put in front of it."
                 )
         prompts = [self.prompt(question) for question in questions]
-        inputs = self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+        distinct, shown = _distinct(images)
+        pictures = [opened(image) for image in distinct]
+        settings = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        if len(pictures) == len(prompts):
+            inputs = self.processor(images=pictures, text=prompts, **settings)
+        else:  # the processor says what stands in a prompt for each picture
+            mark = self.processor.image_token
+            inputs = self.processor(
+                images=pictures, text=[mark] * len(pictures), return_text_replacement_offsets=True, **settings
+            )
+            written = [replaced["replacement"] for (replaced,) in inputs.pop("text_replacement_offsets")]
+            texts = [prompt.replace(mark, written[image]) for prompt, image in zip(prompts, shown, strict=True)]
+            inputs.update(self.processor.tokenizer(texts, **settings))
         if "token_type_ids" not in inspect.signature(self.model.forward).parameters:  # some tokenizers add them unasked
             inputs.pop("token_type_ids", None)
-        return dict(inputs.to(self.model.device, self.model.dtype))
+        return {**inputs.to(self.model.device, self.model.dtype), "shown": shown}
+
+    def _cost(self, method: Method, image: ImageTrace, text: int) -> tuple[float, int]:
+        """FLOPs and bytes of the cache for a prompt of one image and `text` tokens besides."""
+        llm, entering, inner = self.adapter.size(text), image.tokens_per_layer, method.parts[1]
+        drops = inner.after(llm.layers) if inner is not None and inner.looks_ahead else []
+        looked = [layer for layer in drops if entering[layer + 1] < entering[layer]]
+        return flops(entering, llm, looked), llm.per_cached * sum(visual + text for visual in entering)
 
     @property
     def _pad_token(self) -> int:
@@ -130,6 +162,15 @@ def _check_pairs(images: Sequence[Any], questions: Sequence[str], generation: di
                 f"The call asks for {name}={generation[name]!r}, but every question gets one answer, as text. Leave it "
                 "out, or call model.generate under compress()."
             )
+
+
+def _distinct(images: Sequence[Any]) -> tuple[list[Any], list[int]]:
+    """Every image once, and for each of those given which one it is."""
+    images = list(images)  # of a sequence that makes them as they are asked for, two could have one id
+    keys = [image if isinstance(image, str | Path) else id(image) for image in images]
+    once = dict(zip(keys, images, strict=True))
+    place = {key: place for place, key in enumerate(once)}
+    return list(once.values()), [place[key] for key in keys]
 
 
 def _on_cpu(image: ImageTrace) -> ImageTrace:

@@ -102,11 +102,6 @@ class Method:
         something in `needs`, SettingError when the questions do not match the images.
         """
         self.check(captures.patches)
-        lacking = self.needs - captures.delivered - {"question"}
-        if lacking:
-            raise UnsupportedModelError(
-                f"{self._title} needs {', '.join(sorted(lacking))}, which this vision tower does not deliver."
-            )
         if question is None or isinstance(question, Question):
             questions: Questions = [question] * captures.images
         else:
@@ -115,6 +110,11 @@ class Method:
             raise SettingError(f"{len(questions)} questions for {captures.images} images. Give one per image, or one.")
         if self.sends_everything(captures.patches):
             return Compressed.everything(captures)
+        lacking = self.needs - captures.delivered - {"question"}
+        if lacking:
+            raise UnsupportedModelError(
+                f"{self._title} needs {', '.join(sorted(lacking))}, which this vision tower does not deliver."
+            )
         return self.reduce(captures, questions)
 
     def check(self, patches: int) -> None:

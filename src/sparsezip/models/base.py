@@ -126,6 +126,7 @@ class Adapter(ABC):
             per_token=2 * weights,
             per_pair=4 * heads * head_dim,
             per_look=2 * looked,
+            per_cached=2 * key_heads * head_dim * self.model.dtype.itemsize,
             text=text,
         )
 

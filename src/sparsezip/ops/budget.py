@@ -1,6 +1,6 @@
 """How many tokens an image may send, and how many may go on inside the LLM."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -70,10 +70,14 @@ def per_layer(visual: int, stages: list[int], counts: list[int], layers: int) ->
     return entering
 
 
-def flops(entering: list[int], llm: Decoder) -> float:
-    """FLOPs of a prefill in which those numbers of visual tokens enter the layers, beside the prompt's other tokens."""
+def flops(entering: list[int], llm: Decoder, looked: Sequence[int] = ()) -> float:
+    """FLOPs of a prefill in which those numbers of visual tokens enter the layers, beside the prompt's other tokens.
+
+    `looked`: layers behind which the queries, keys and values of the next one are made once more, of all tokens.
+    """
     lengths = [visual + llm.text for visual in entering]
-    return sum(llm.per_token * length + llm.per_pair * length**2 for length in lengths)
+    layers = sum(llm.per_token * length + llm.per_pair * length**2 for length in lengths)
+    return layers + llm.per_look * sum(lengths[layer] for layer in looked)
 
 
 def schedule(
@@ -108,8 +112,8 @@ def schedule(
         entering = per_layer(visual, stages, counts, llm.layers)
         if match != "flops":
             return sum(entering) / llm.layers
-        asked = [entering[stage] for stage, count in zip(stages, counts, strict=True) if count < entering[stage]]
-        return flops(entering, llm) + (llm.per_look * sum(n + llm.text for n in asked) if looks_ahead else 0)
+        asked = [stage for stage, count in zip(stages, counts, strict=True) if count < entering[stage]]
+        return flops(entering, llm, asked if looks_ahead else ())
 
     target = flops([budget] * llm.layers, llm) if match == "flops" else budget
     least = [1] * len(stages)
