@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["anls", "exact_match", "interval", "mme", "vqa", "yes_no"]
+__all__ = ["anls", "caption", "exact_match", "interval", "mme", "vqa", "yes_no"]
 
 
 def __getattr__(name: str) -> ModuleType:
