@@ -2,23 +2,16 @@
 
 import io
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from fake_model import FakeModel, run, write_data
+from fake_model import FakeModel, kept, run, untimed, write_data, written
 from rich.console import Console
 
 from sparsezip import methods
 from sparsezip.errors import (
     BudgetError,
     DataError,
-    FailureError,
     RunMismatchError,
     SettingError,
     UnknownNameError,
@@ -27,33 +20,13 @@ from sparsezip.errors import (
 from sparsezip.images import open_image
 from sparsezip.measure.evaluate import evaluate
 from sparsezip.measure.plan import Plan
-from sparsezip.measure.report import summary, table
+from sparsezip.measure.report import table
 from sparsezip.measure.store import Store, read_rows
 
 
 @pytest.fixture
 def data(tmp_path):
     return write_data(tmp_path / "data")
-
-
-def written(out):
-    """The rows as they stand in the file: in the order of their answers."""
-    return [json.loads(line) for line in (out / "answers.jsonl").read_bytes().splitlines()]
-
-
-def kept(out):
-    """Answers in order, timings aside."""
-    return [{k: v for k, v in row.to_json().items() if k != "timing_ms"} for row in read_rows(out)]
-
-
-def untimed(value):
-    """Results without what a clock or a calendar says."""
-    if isinstance(value, dict):
-        timed = ("latency_ms", "latency_ratio", "stages_ms", "sessions")
-        return {key: untimed(inner) for key, inner in value.items() if key not in timed}
-    if isinstance(value, list):  # somebody may commit while the tests run
-        return [inner for inner in value if "resumed under other conditions" not in str(inner)]
-    return value
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------
@@ -388,117 +361,6 @@ def test_a_question_that_fails_does_not_take_its_batch_with_it(data, tmp_path):
     assert [failure["id"] for failure in results["failures"]] == ["9", "9"]
     assert results["failures"][0]["error"] == "RuntimeError: cannot swallow that"
     assert results["benchmarks"]["scenes"]["methods"]["grid"]["n"] == 15
-
-
-# -- kill and resume ------------------------------------------------------------------------------------------------
-
-
-def test_a_finished_run_is_not_asked_again(data, tmp_path):
-    first = run(tmp_path / "out", data)
-    model = FakeModel()
-    again = evaluate(
-        model, ["scenes", "mme"], ["keep_all", "random", "grid"], tmp_path / "out", data=data, batch_size=3
-    )
-    assert not model.calls
-    assert untimed(again) == untimed(first)
-    assert again["record"] == first["record"] == json.loads((tmp_path / "out" / "run.json").read_text())
-    assert not any("resumed" in note for note in again["notes"])
-
-
-def test_answers_cut_at_any_byte_are_completed_to_the_same_run(data, tmp_path):
-    whole = untimed(run(tmp_path / "whole", data))
-    answers = (tmp_path / "whole" / "answers.jsonl").read_bytes()
-    rng = random.Random(0)
-    ends = [position for position in range(len(answers)) if answers[position : position + 1] == b"\n"]
-    cuts = [0, 1, len(answers) - 1, ends[0], ends[0] + 1, ends[4] + 1, *rng.sample(range(len(answers)), 20)]
-    for number, cut in enumerate(cuts):
-        out = tmp_path / str(number)
-        out.mkdir()
-        for name in ("run.json", "plan.json"):
-            (out / name).write_bytes((tmp_path / "whole" / name).read_bytes())
-        (out / "answers.jsonl").write_bytes(answers[:cut])
-        assert untimed(run(out, data)) == whole, cut
-        assert kept(out) == kept(tmp_path / "whole"), cut
-
-
-def test_what_a_kill_left_behind_the_last_whole_row_is_cut_off(data, tmp_path):
-    run(tmp_path / "out", data)
-    path = tmp_path / "out" / "answers.jsonl"
-    path.write_bytes(path.read_bytes()[:-200] + b"x" * 9999)
-    run(tmp_path / "out", data)
-    assert b"x" * 9 not in path.read_bytes()
-    assert len(read_rows(tmp_path / "out")) == 96
-
-
-def test_a_run_killed_before_its_record_starts_anew(data, tmp_path):
-    whole = run(tmp_path / "whole", data)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "sets-seed0-scenes200.seed0-scenes200.partial").mkdir()
-    (out / "answers.jsonl").touch()
-    (out / "config.yaml").write_text("mod")
-    (out / "plan.json").write_text('[{"number": 0, "bench')
-    (out / "run.partial").write_text("{")
-    assert untimed(run(out, data, asked="model: {}")) == untimed(whole)
-    assert (out / "config.yaml").read_text() == "model: {}"
-
-
-def test_the_recorded_batches_are_used_again(data, tmp_path):
-    run(tmp_path / "out", data)
-    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    batches = plan["batches"]
-    batches[0]["ids"], batches[1]["ids"] = batches[1]["ids"], batches[0]["ids"]
-    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
-    (tmp_path / "out" / "answers.jsonl").write_bytes(b"")
-    run(tmp_path / "out", data)
-    assert [row["id"] for row in written(tmp_path / "out")[:2]] == batches[0]["ids"]
-
-
-def test_damage_inside_the_answers_is_an_error_not_a_guess(data, tmp_path):
-    run(tmp_path / "out", data)
-    path = tmp_path / "out" / "answers.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:5], lines[5][:30] + b"\n", *lines[6:]]))
-    with pytest.raises(FailureError, match=r"answers.jsonl, line 6 is damaged"):
-        run(tmp_path / "out", data)
-
-
-def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(data, tmp_path):
-    whole = untimed(run(tmp_path / "whole", data))
-    out, rng = tmp_path / "killed", random.Random(1)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OMP_NUM_THREADS": "1",
-    }
-    script = Path(__file__).with_name("fake_model.py")
-    killed = 0
-    for share in (0.0, 0.3, 0.7):
-        child = subprocess.Popen([sys.executable, script, out, data], env=environment, stderr=subprocess.PIPE)
-        enough = share * (tmp_path / "whole" / "answers.jsonl").stat().st_size
-        while child.poll() is None and not (
-            (out / "run.json").exists() and (out / "answers.jsonl").stat().st_size >= enough
-        ):
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.01)
-        child.send_signal(signal.SIGKILL)
-        _, said = child.communicate()
-        assert child.returncode == -signal.SIGKILL, said.decode()
-        killed += 1
-    assert 0 < len(read_rows(out)) < len(read_rows(tmp_path / "whole"))
-    assert untimed(run(out, data)) == whole
-    assert kept(out) == kept(tmp_path / "whole")
-    assert len(summary.read(out)["record"]["sessions"]) == killed + 1
-
-
-def test_a_run_in_progress_can_be_read(data, tmp_path):
-    run(tmp_path / "out", data)
-    path = tmp_path / "out" / "answers.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:30]) + lines[30][:20])
-    assert summary.read(tmp_path / "out")["answers"] == 30
-    with pytest.raises(FailureError, match=r"run\.json is missing"):
-        summary.read(tmp_path)
 
 
 def test_images_of_a_batch_are_decoded_once(data, tmp_path, monkeypatch):

@@ -61,10 +61,6 @@ class Worker:
     """A loaded model with the methods of a run, by label."""
 
     def __init__(self, model: Model, methods: Mapping[str, Method]) -> None:
-        """Raises UsageError for a model that lacks what is asked of one."""
-        if not isinstance(model, Model):
-            missing = [name for name in ("name", "revision", "answer") if not hasattr(model, name)]
-            raise UsageError(f"The model ({type(model).__name__}) has no {', no '.join(missing)}; it needs all three.")
         self._model, self._methods = model, methods
         self._images: dict[Path, Image.Image] = {}  # of the last job: the methods of a batch share them
         self._fits: dict[str, int] = {}  # questions at once, where a method ran out of memory with more
@@ -175,11 +171,15 @@ def make_worker(model: str, methods: Mapping[str, Method], loading: Mapping[str,
     if own is None:
         raise UsageError(f"{model} has no function load(**settings) that returns a model.")
     try:
-        return Worker(own(**loading), methods)
+        opened = own(**loading)
     except UsageError:
         raise
     except Exception as error:  # anything may be in it
         raise UsageError(f"load() of {model} failed ({_told(error)}).") from error
+    lacking = [part for part in ("name", "revision", "answer") if not hasattr(opened, part)]
+    if lacking:
+        raise UsageError(f"load() of {model} returns no model: {type(opened).__name__} lacks {', '.join(lacking)}.")
+    return Worker(opened, methods)
 
 
 def out_of_memory(error: BaseException) -> bool:
