@@ -35,11 +35,19 @@ def read_text(path: Path) -> str:
 def parsed(text: str, place: str) -> Any:
     """The JSON value in `text`. Raises DataError, also for numbers and nesting that Python does not take."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise DataError(f"{place} is not JSON ({error}).") from None
     except RecursionError:
         raise DataError(f"{place} is nested too deeply.") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose keys hides an earlier one: ids are keys in some files."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key of an object comes twice")
+    return found
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
