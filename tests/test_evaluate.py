@@ -12,6 +12,7 @@ from sparsezip import methods
 from sparsezip.errors import (
     BudgetError,
     DataError,
+    FailureError,
     RunMismatchError,
     SettingError,
     UnknownNameError,
@@ -59,6 +60,39 @@ def test_the_warm_up_is_not_counted(data, tmp_path):
     assert len(model.calls) == 2 + 2 * 4  # both methods once, then four batches by both
     assert [len(questions) for _, questions in model.calls] == [4] * 10
     assert len(read_rows(tmp_path / "out")) == 2 * 16
+
+
+@pytest.mark.parametrize(("warmup", "sizes"), [(None, [4]), (0, []), (1, [1]), (6, [4, 2]), (99, [4, 4, 4, 4])])
+def test_the_warm_up_is_as_long_as_is_asked(data, tmp_path, warmup, sizes):
+    model = FakeModel()
+    results = evaluate(
+        model, ["scenes"], ["keep_all", "grid"], tmp_path / "out", data=data, batch_size=4, warmup=warmup
+    )
+    counted = [len(questions) for _, questions in model.calls]
+    assert counted == [size for size in sizes for _ in range(2)] + [4] * 8
+    assert results["record"]["config"]["warmup"] == warmup
+    assert len(read_rows(tmp_path / "out")) == 2 * 16
+
+
+class Choking(FakeModel):
+    """Fails on one question of sixteen, or on all."""
+
+    choked = "shape is thing 0?"
+
+    def answer(self, images, questions, method, max_new_tokens):
+        if any(self.choked in question for question in questions):
+            raise RuntimeError("cannot swallow that")
+        return super().answer(images, questions, method, max_new_tokens)
+
+
+def test_a_first_question_that_fails_does_not_end_the_run_in_its_warm_up(data, tmp_path):
+    results = evaluate(Choking(), ["scenes"], ["grid"], tmp_path / "out", data=data)
+    assert [failure["id"] for failure in results["failures"]] == ["1"]
+    model = Choking()
+    model.choked = "?"
+    with pytest.raises(FailureError, match="grid answers no question of scenes"):
+        evaluate(model, ["scenes"], ["grid"], tmp_path / "other", data=data)
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_a_limit_counts_per_benchmark_and_questions_keep_their_batch(data, tmp_path):
@@ -121,27 +155,6 @@ def test_the_table_names_the_commit_where_there_is_one(data, tmp_path):
         assert f"{session['started']}{said}. " in table.markdown(results)
 
 
-def test_the_record_says_what_was_run(data, tmp_path):
-    run(tmp_path / "out", data, limit=4)
-    record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["config"]["limit"] == 4
-    assert record["config"]["methods"]["random"]["seed"] == 0
-    assert record["model"]["name"] == "fake"
-    assert record["data"]["scenes"]["questions"] == 4
-    session = record["sessions"][0]
-    assert session["torch"].startswith("2.")
-    assert {"python", "transformers", "sparsezip", "commit", "machine", "started"} <= set(session)
-
-
-def test_how_a_model_is_opened_is_part_of_the_run(data, tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr("sparsezip.vlm.load", lambda name, **loading: opened.append((name, loading)) or FakeModel())
-    evaluate("some/model", ["scenes"], ["grid"], tmp_path / "out", data=data, dtype="float16")
-    assert opened == [("some/model", {"dtype": "float16"})]
-    with pytest.raises(RunMismatchError, match=r"config\.loading\.dtype"):
-        evaluate("some/model", ["scenes"], ["grid"], tmp_path / "out", data=data, dtype="float32")
-
-
 def test_the_record_is_on_disk_before_the_first_answer(data, tmp_path, monkeypatch):
     def first(self, rows):
         assert (self.folder / "run.json").exists()
@@ -175,6 +188,7 @@ def test_progress_is_a_bar_with_the_time_left_on_a_terminal(data, tmp_path):
     [
         ({"limit": 0}, SettingError, "limit is 0"),
         ({"batch_size": -1}, SettingError, "batch_size is -1"),
+        ({"warmup": -1}, SettingError, "warmup is -1"),
         ({"only": {"scenes": ["shap"]}}, UnknownNameError, 'Did you mean "shape"'),
         ({"images": Path("nowhere")}, DataError, "images are missing"),
         ({"prompt": "lava"}, UnknownNameError, 'Did you mean "llava"'),
@@ -191,6 +205,23 @@ def test_unknown_names_are_refused_with_the_nearest(data, tmp_path):
         evaluate(FakeModel(), ["poppe"], ["keep_all"], tmp_path / "out", data=data)
     with pytest.raises(UnknownNameError, match='Did you mean "visionzip"'):
         evaluate(FakeModel(), ["scenes"], ["visonzip"], tmp_path / "out", data=data)
+
+
+def test_a_run_without_a_method_or_a_benchmark_is_refused(data, tmp_path):
+    for names, asked in (([], ["keep_all"]), (["scenes"], [])):
+        with pytest.raises(SettingError, match="needs a benchmark and a method"):
+            evaluate(FakeModel(), names, asked, tmp_path / "out", data=data)
+
+
+def test_a_benchmark_that_cannot_be_scored_here_is_refused_before_a_model_is_opened(data, tmp_path, monkeypatch):
+    def refused(self):
+        raise UsageError("Java is missing.")
+
+    monkeypatch.setattr("sparsezip.measure.benchmarks.scenes.Scenes.ready", refused)
+    monkeypatch.setattr("sparsezip.vlm.load", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UsageError, match="Java is missing"):
+        evaluate("some/model", ["scenes"], ["keep_all"], tmp_path / "out", data=data)
+    assert not (tmp_path / "out").exists()
 
 
 def test_data_are_found_at_fault_before_a_model_is_opened(tmp_path, monkeypatch):
@@ -240,6 +271,21 @@ def test_a_budget_that_one_method_cannot_meet_does_not_stop_the_others(data, tmp
     assert model.calls
 
 
+def test_without_a_warm_up_the_first_batch_shows_that_a_budget_cannot_be_met(data, tmp_path):
+    methods_ = [methods.method("random", budget=budget) for budget in (32, 64)]
+    console = Console(file=io.StringIO(), width=200)
+    results = evaluate(Deep(), ["scenes"], methods_, tmp_path / "out", data=data, warmup=0, console=console)
+    assert results["methods"] == ["random(budget=64)"]
+    assert results["left_out"] == {"random(budget=32)": "Random cannot reach 32."}
+    assert (results["answers"], results["failed"]) == (16, 0)
+    assert "Left out: random(budget=32). Random cannot reach 32." in console.file.getvalue()
+    assert "16 of 16 answers" in console.file.getvalue()
+    for _ in range(2):  # nothing is left, neither now nor when it is resumed
+        with pytest.raises(BudgetError, match="cannot reach 32"):
+            evaluate(Deep(), ["scenes"], methods_[:1], tmp_path / "alone", data=data, warmup=0)
+    assert (tmp_path / "alone" / "answers.jsonl").read_bytes() == b""
+
+
 def test_a_budget_that_nobody_can_meet_is_refused(data, tmp_path):
     alone = [methods.method("random", budget=32)]
     with pytest.raises(BudgetError, match="cannot reach 32"):
@@ -259,48 +305,6 @@ def test_in_a_sweep_each_method_is_compared_with_the_floor_at_its_own_budget(dat
         assert gain == pytest.approx(mine["scores"]["exact_match"]["value"] - floor["scores"]["exact_match"]["value"])
     assert set(scores["keep_all"]["differences"]) == set()
     assert results["notes"] == []
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"limit": 3}, "config.limit: null there, 3 here"),
-        ({"batch_size": 2}, "config.batch_size: 3 there, 2 here"),
-        ({"prompt": "bare"}, "config.prompt"),
-        ({"config": {"dtype": "half"}}, "config.dtype: absent there"),
-    ],
-)
-def test_a_folder_with_a_different_run_is_refused(data, tmp_path, change, words):
-    run(tmp_path / "out", data)
-    before = (tmp_path / "out" / "answers.jsonl").read_bytes()
-    with pytest.raises(RunMismatchError, match=words):
-        run(tmp_path / "out", data, **change)
-    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == before
-
-
-def test_a_different_run_is_refused_before_a_model_is_opened(data, tmp_path, monkeypatch):
-    run(tmp_path / "out", data)
-    monkeypatch.setattr("sparsezip.vlm.load", lambda *_, **__: pytest.fail("opened"))
-    with pytest.raises(RunMismatchError, match=r"config\.batch_size"):
-        evaluate("other/model", ["scenes"], ["keep_all"], tmp_path / "out", data=data)
-
-
-def test_other_data_and_another_model_are_a_different_run(data, tmp_path):
-    run(tmp_path / "out", data)
-    other = FakeModel()
-    other.revision = "2"
-    with pytest.raises(RunMismatchError, match=r'model\.revision: "1" there, "2" here'):
-        evaluate(other, ["scenes", "mme"], ["keep_all", "random", "grid"], tmp_path / "out", data=data, batch_size=3)
-    rows = data / "scenes" / "scenes.jsonl"
-    rows.write_text(rows.read_text().replace("thing 3", "object 3"))
-    with pytest.raises(RunMismatchError, match=r"data\.scenes\.fingerprint"):
-        run(tmp_path / "out", data)
-
-
-def test_the_same_data_in_another_place_are_the_same_run(data, tmp_path):
-    first = run(tmp_path / "out", data)
-    data.rename(tmp_path / "moved")
-    assert untimed(run(tmp_path / "out", tmp_path / "moved")) == untimed(first)
 
 
 def test_a_folder_that_another_process_writes_to_is_refused(data, tmp_path):
@@ -351,13 +355,9 @@ def test_an_image_that_breaks_during_the_run_is_a_failure_too(data, tmp_path):
 
 
 def test_a_question_that_fails_does_not_take_its_batch_with_it(data, tmp_path):
-    class Choking(FakeModel):
-        def answer(self, images, questions, method, max_new_tokens):
-            if any("shape is thing 4" in question for question in questions):
-                raise RuntimeError("cannot swallow that")
-            return super().answer(images, questions, method, max_new_tokens)
-
-    results = evaluate(Choking(), ["scenes"], ["keep_all", "grid"], tmp_path / "out", data=data, batch_size=4)
+    model = Choking()
+    model.choked = "shape is thing 4"
+    results = evaluate(model, ["scenes"], ["keep_all", "grid"], tmp_path / "out", data=data, batch_size=4)
     assert [failure["id"] for failure in results["failures"]] == ["9", "9"]
     assert results["failures"][0]["error"] == "RuntimeError: cannot swallow that"
     assert results["benchmarks"]["scenes"]["methods"]["grid"]["n"] == 15

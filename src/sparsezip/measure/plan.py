@@ -61,7 +61,7 @@ def planned(samples: Mapping[str, Sequence[Sample]], batch_size: int) -> Plan:
 def turns(plan: Sequence[Batch], labels: Sequence[str]) -> Iterator[tuple[Batch, str]]:
     """Every batch under every method in turn; the method that comes first changes from batch to batch."""
     for batch in plan:
-        first = batch.number % len(labels)
+        first = batch.number % max(len(labels), 1)
         yield from ((batch, label) for label in [*labels[first:], *labels[:first]])
 
 
