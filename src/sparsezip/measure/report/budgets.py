@@ -3,16 +3,18 @@
 compared["budgets"]         those of the run, in the order they were asked for
 compared["measured"]        on which model, with what, when
 compared["missing"]         {method: {"budgets", "why"}}: budgets that a method could not meet
+compared["unequal"]         what was not granted the same, in sentences
 compared["benchmarks"]      one for each: "title", "score" (its headline's heading), "questions", "images", "groups"
     ["methods"][name]       points, the most tokens first: "budget" (None: the method's own settings), "sent" and
-                            "per_layer" (mean visual tokens, into the LLM and into each of its layers), "value",
-                            "low" and "high" (95 % interval) as they are shown, in percent where the heading says so
+                            "per_layer" (mean visual tokens, into the LLM and into each of its layers), "ms" (median
+                            of the time of an answer), "value", "low" and "high" (95 % interval) as they are shown, in
+                            percent where the heading says so
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from .summary import budget_of, left_out, without_budget
+from .fairness import budget_of, left_out, without_budget
 
 
 def compare(results: Mapping[str, Any], measured: str) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def compare(results: Mapping[str, Any], measured: str) -> dict[str, Any]:
         "budgets": [budget for budget in budgets if budget is not None],
         "measured": measured,
         "missing": left_out(results),
+        "unequal": results["unequal"],
         "benchmarks": [_benchmark(results, made) for made in results["benchmarks"].values()],
     }
 
@@ -34,10 +37,11 @@ def _benchmark(results: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str,
     series: dict[str, list[dict[str, Any]]] = {}
     for label in results["methods"]:
         budget, mine = budget_of(methods[label]), made["methods"][label]
-        score = mine["scores"][made["headline"]]
-        shown = {key: None if value is None else round(factor * value, 2) for key, value in score.items()}
-        tokens = {"sent": _rounded(mine["tokens"]), "per_layer": _rounded(mine["tokens_per_layer"])}
-        series.setdefault(without_budget(label, budget), []).append({"budget": budget, **tokens, **shown})
+        score, latency = mine["scores"][made["headline"]], mine["latency_ms"]
+        costs = {"sent": mine["tokens"], "per_layer": mine["tokens_per_layer"], "ms": latency and latency["median"]}
+        shown = {key: score[key] and factor * score[key] for key in ("value", "low", "high")}
+        point = {key: _rounded(value) for key, value in {**costs, **shown}.items()}
+        series.setdefault(without_budget(label, budget), []).append({"budget": budget, **point})
     return {
         "title": made["title"],
         "score": heading,

@@ -1,26 +1,33 @@
 """From the rows of a run to its numbers: what every method scored, with intervals, and what it cost.
 
     results["methods"]      labels, in the order they were asked for
+    results["compared_with"][label]          what its differences and its agreement rest on: {"keep_all": label, ...}
     results["left_out"][label]               why a method that was asked for did not run
     results["answers"], results["failed"]    how many rows there are, and how many of them are failures
     results["failures"]     the first of these
+    results["unequal"]      what was not granted the same and stands side by side all the same, see fairness.py
     results["notes"]        what a reader of the table has to know: unequal budgets, failures, a change of versions
     results["benchmarks"][name]
         "title", "columns", "headline", "group_noun", "remark", "questions", "images"
         "methods"[label]    "n", "failed"
-                            "scores"[score]               {"value", "low", "high"}: 95 % interval, clustered by image
-                            "differences"[other][score]   the same for this method minus keep_all, and minus random
-                                                          (of several budgets, the random one of the same)
+                            "scores"[score]               {"value", "low", "high", "n"}; 95 %, clustered by image
+                            "differences"[other][score]   the same for this method minus keep_all, and minus random (of
+                                                          several, that of the same budget, in the same run), with "p",
+                                                          that the difference is 0, and "p_holm", the same adjusted
+                                                          for all methods that are compared in this score
                             "agreement"                   {"value", ...}: the share of answers equal to keep_all's
-                            "tokens", "tokens_before", "tokens_per_layer"     means over questions
-                            "latency_ms", "stages_ms"[stage]                  {"median", "p10", "p90"}
-                            "latency_ratio"               the same of latency over keep_all's, question by question
-        "groups"[group]     "n", "methods"[label] with "n", "scores" and "differences"
+                            "tokens", "tokens_before", "tokens_per_layer", "prefill_flops", "kv_bytes"
+                                                          means over questions
+                            "ttft_ms", "decode_ms", "latency_ms", "stages_ms"[stage]     {"median", "p10", "p90"}: to
+                                                          the first token, from there to the end, in all, by stage
+                            "latency_ratio"               the same of latency over keep_all's, question by question,
+                                                          where both are of one run
+        "groups"[group]     "n", "methods"[label] with "n", "scores" and "differences" ("p_holm": and all groups)
 
 None stands for what was not measured, never 0. Differences rest on the questions both methods answered.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,11 +39,13 @@ from ..metrics import exact_match
 from ..metrics.interval import Estimate, mean
 from ..records import Row
 from ..store import read_record, read_rows
+from .fairness import FLOOR, REFERENCE, budget_of, left_out, unequal
 
-REFERENCE, FLOOR = "keep_all", "random"
 OTHERS = (REFERENCE, FLOOR)  # what every method is compared with, where the run has them
 FAILURES_SHOWN = 20
-SAME_BUDGET = 0.01  # relative difference in mean tokens per layer up to which methods of one budget compare
+COSTS = ("tokens", "tokens_before", "tokens_per_layer", "prefill_flops", "kv_bytes")
+WHOLE = ("total", "ttft")  # in timing_ms: sums of stages, and no stages
+MOVED = ("started", "data", "images")  # what may change from session to session without changing a number
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -45,16 +54,17 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def summarise(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """The numbers of a run; see the head of this file."""
-    methods, left_out = record["config"]["methods"], record.get("left_out", {})
-    labels = [label for label in methods if label not in left_out]
-    others = {label: _others(methods, labels, label) for label in labels}
+    """The numbers of a run, or of several that runs.joined made one; see the head of this file."""
+    methods, absent = record["config"]["methods"], record.get("left_out", {})
+    labels = [label for label in methods if label not in absent]
+    others = {label: _others(record, labels, label) for label in labels}
     failures = [row for row in rows if row.error is not None]
     names = [name for name in record["config"]["benchmarks"] if any(row.benchmark == name for row in rows)]
     results = {
         "record": dict(record),
         "methods": labels,
-        "left_out": dict(left_out),
+        "compared_with": others,
+        "left_out": dict(absent),
         "answers": len(rows),
         "failed": len(failures),
         "failures": [
@@ -62,54 +72,72 @@ def summarise(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
             for row in failures[:FAILURES_SHOWN]
         ],
         "benchmarks": {
-            name: _benchmark(benchmark(name), [row for row in rows if row.benchmark == name], others) for name in names
+            name: _benchmark(benchmark(name), [row for row in rows if row.benchmark == name], others, record)
+            for name in names
         },
     }
+    results["unequal"] = unequal(results)
     return {**results, "notes": _notes(results)}
 
 
-def difference(made: Benchmark, rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Estimate]:
-    """Every score on `rows` minus that on `others`, paired: on the questions that both answered."""
-    common = {row.id for row in rows} & {row.id for row in others}
-    mine, theirs = (made.measures([row for row in side if row.id in common]) for side in (rows, others))
-    return {score: mine[score] - theirs[score] for score in mine}
+class Measured:
+    """The scores of methods on one set of questions, each of which is worked out once."""
+
+    def __init__(self, made: Benchmark, answered: Mapping[str, Sequence[Row]]) -> None:
+        """answered: the rows of each method."""
+        self._made, self._answered, self._known = made, answered, dict[Any, dict[str, Estimate]]()
+        self._ids = {label: frozenset(row.id for row in rows) for label, rows in answered.items()}
+
+    def scores(self, label: str, ids: frozenset[str] | None = None) -> dict[str, Estimate]:
+        """Every score of a method, on all it answered or on some of it."""
+        ids = self._ids[label] if ids is None else ids
+        if (label, ids) not in self._known:
+            rows = [row for row in self._answered[label] if row.id in ids]
+            self._known[label, ids] = self._made.measures(rows)
+        return self._known[label, ids]
+
+    def difference(self, label: str, other: str) -> dict[str, Estimate]:
+        """Every score of a method minus that of the other, paired: on the questions that both answered."""
+        common = self._ids[label] & self._ids[other]
+        mine, theirs = self.scores(label, common), self.scores(other, common)
+        return {score: mine[score] - theirs[score] for score in mine}
 
 
-def budget_of(settings: Mapping[str, Any]) -> int | float | None:
-    """What a method of the record was granted: a number of tokens, or a share of the patches."""
-    budget: int | float | None = settings.get("budget") or settings.get("keep_ratio")
-    return budget
-
-
-def without_budget(label: str, budget: int | float | None) -> str:
-    """The label of a method at several budgets, without the one."""
-    return label.replace(f"(budget={budget})", "").replace(f"budget={budget}, ", "")
-
-
-def left_out(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The methods that could not meet some budget: {"budgets": those, "why": what was said of the first}."""
-    missing: dict[str, dict[str, Any]] = {}
-    for label, why in results["left_out"].items():
-        budget = budget_of(results["record"]["config"]["methods"][label])
-        missing.setdefault(without_budget(label, budget), {"budgets": [], "why": why})["budgets"].append(budget)
-    return missing
-
-
-def _others(methods: Mapping[str, Any], labels: Sequence[str], label: str) -> dict[str, str]:
-    """The labels that a method is compared with, by name: of several floors the one at the same budget."""
-    found = {}
+def _others(record: Mapping[str, Any], labels: Sequence[str], label: str) -> dict[str, str]:
+    """The labels that a method is compared with, by name: of several those of its run, then that at its budget."""
+    methods, found = record["config"]["methods"], {}
     for name in OTHERS:
         named = [other for other in labels if methods[other].get("name", other) == name]
+        mine = [other for other in named if _one_run(record, label, other)]
+        named = mine or ([] if record.get("across") else named)
         same = [other for other in named if budget_of(methods[other]) == budget_of(methods[label])]
         if len(named) == 1 or len(same) == 1:
             found[name] = (named if len(named) == 1 else same)[0]
     return {name: other for name, other in found.items() if other != label}
 
 
-def _benchmark(made: Benchmark, rows: Sequence[Row], others: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    labels = list(others)
-    answered = {label: [row for row in rows if row.method == label and row.error is None] for label in labels}
+def _one_run(record: Mapping[str, Any], label: str, other: str) -> bool:
+    """Whether two methods ran side by side, so that their latencies compare; see runs.joined."""
+    runs = record.get("runs_of", {})
+    return not runs or bool(set(runs[label]) & set(runs[other]))
+
+
+def _benchmark(
+    made: Benchmark, rows: Sequence[Row], others: Mapping[str, Mapping[str, str]], record: Mapping[str, Any]
+) -> dict[str, Any]:
+    answered: dict[str, list[Row]] = {label: [] for label in others}
+    failed = dict.fromkeys(others, 0)
+    for row in rows:
+        if row.method in others and row.error is None:
+            answered[row.method].append(row)
+        elif row.method in others:
+            failed[row.method] += 1
     groups = list(dict.fromkeys(row.group for row in rows))
+    parts = {group: _only(answered, group) for group in (groups if len(groups) > 1 else [])}
+    by_group = {group: _scores(Measured(made, part), part, others) for group, part in parts.items()}
+    whole = _scores(Measured(made, answered), answered, others)
+    _adjust([whole])
+    _adjust(list(by_group.values()))
     return {
         "title": made.title,
         "columns": dict(made.columns),
@@ -118,24 +146,13 @@ def _benchmark(made: Benchmark, rows: Sequence[Row], others: Mapping[str, Mappin
         "questions": len({row.id for row in rows}),
         "images": len({row.image for row in rows}),
         "methods": {
-            label: {
-                "failed": sum(row.method == label and row.error is not None for row in rows),
-                **_scores(made, answered[label], others[label], answered),
-                **_cost(answered[label], answered.get(others[label].get(REFERENCE, ""), [])),
-            }
-            for label in labels
+            label: {"failed": failed[label], **whole[label], **_cost(label, others[label], answered, record)}
+            for label in others
         },
         "remark": made.remark(groups),
         "groups": {
-            group: {
-                "n": len({row.id for row in rows if row.group == group}),
-                "methods": {
-                    label: _scores(made, part[label], others[label], part)
-                    for part in [_only(answered, group)]
-                    for label in labels
-                },
-            }
-            for group in (groups if len(groups) > 1 else [])
+            group: {"n": len({row.id for row in rows if row.group == group}), "methods": methods}
+            for group, methods in by_group.items()
         },
     }
 
@@ -145,33 +162,59 @@ def _only(answered: Mapping[str, Sequence[Row]], group: str) -> dict[str, list[R
 
 
 def _scores(
-    made: Benchmark, rows: Sequence[Row], others: Mapping[str, str], answered: Mapping[str, Sequence[Row]]
-) -> dict[str, Any]:
+    measured: Measured, answered: Mapping[str, Sequence[Row]], others: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """By method: how many rows, every score, every difference."""
     return {
-        "n": len(rows),
-        "scores": {name: _shown(estimate) for name, estimate in made.measures(rows).items()},
-        "differences": {
-            name: {score: _shown(estimate) for score, estimate in difference(made, rows, answered[label]).items()}
-            for name, label in others.items()
-        },
+        label: {
+            "n": len(answered[label]),
+            "scores": {score: _shown(estimate) for score, estimate in measured.scores(label).items()},
+            "differences": {
+                name: {
+                    score: {**_shown(estimate), "p": estimate.p_value(), "p_holm": None}
+                    for score, estimate in measured.difference(label, other).items()
+                }
+                for name, other in compared.items()
+            },
+        }
+        for label, compared in others.items()
     }
 
 
-def _cost(rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, Any]:
-    whole = {row.id: row for row in reference}
+def _adjust(parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    """Fill in "p_holm": p for the number of methods (and groups) compared in a score, after Holm (1979)."""
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for part in parts:
+        for method in part.values():
+            for other, scores in method["differences"].items():
+                for score, difference in scores.items():
+                    if difference["p"] is not None:
+                        families.setdefault((other, score), []).append(difference)
+    for family in families.values():
+        least = 0.0
+        for place, difference in enumerate(sorted(family, key=lambda difference: difference["p"])):
+            difference["p_holm"] = least = max(least, min(1.0, (len(family) - place) * difference["p"]))
+
+
+def _cost(
+    label: str, others: Mapping[str, str], answered: Mapping[str, Sequence[Row]], record: Mapping[str, Any]
+) -> dict[str, Any]:
+    rows, reference = answered[label], others.get(REFERENCE)
+    whole = {row.id: row for row in answered[reference]} if reference else {}
     pairs = [(row, whole[row.id]) for row in rows if row.id in whole]
-    stages = dict.fromkeys(stage for row in rows for stage in row.timing_ms if stage != "total")
+    timed = pairs if reference and _one_run(record, label, reference) else []
+    stages = dict.fromkeys(stage for row in rows for stage in row.timing_ms if stage not in WHOLE)
     return {
         "agreement": _shown(
             mean((row.image, exact_match.same(row.answer or "", other.answer or "")) for row, other in pairs)
         ),
-        "tokens": _mean([row.tokens for row in rows]),
-        "tokens_before": _mean([row.tokens_before for row in rows]),
-        "tokens_per_layer": _mean([row.tokens_per_layer for row in rows]),
+        **{cost: _mean(getattr(row, cost) for row in rows) for cost in COSTS},
+        "ttft_ms": spread(row.timing_ms.get("ttft") for row in rows),
+        "decode_ms": spread(row.timing_ms.get("decode") for row in rows),
         "latency_ms": spread(row.timing_ms.get("total") for row in rows),
         "latency_ratio": spread(
             row.timing_ms["total"] / other.timing_ms["total"]
-            for row, other in pairs
+            for row, other in timed
             if "total" in row.timing_ms and other.timing_ms.get("total")
         ),
         "stages_ms": {stage: spread(row.timing_ms.get(stage) for row in rows) for stage in stages},
@@ -180,41 +223,28 @@ def _cost(rows: Sequence[Row], reference: Sequence[Row]) -> dict[str, Any]:
 
 def _shown(estimate: Estimate) -> dict[str, float | None]:
     low, high = estimate.interval() or (None, None)
-    return {"value": estimate.value, "low": low, "high": high}
+    return {"value": estimate.value, "low": low, "high": high, "n": estimate.n}
 
 
-def _mean(values: Sequence[int | float | None]) -> float | None:
+def _mean(values: Iterable[int | float | None]) -> float | None:
     measured = [value for value in values if value is not None]
     return fmean(measured) if measured else None
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = [made["remark"] for made in results["benchmarks"].values() if made["remark"]]
-    methods = results["record"]["config"]["methods"]
-    labels = [label for label in results["methods"] if methods[label].get("name", label) != REFERENCE]
-    for made in results["benchmarks"].values():
-        for budget in dict.fromkeys(budget_of(methods[label]) for label in labels):
-            means = {
-                label: made["methods"][label]["tokens_per_layer"]
-                for label in labels
-                if budget_of(methods[label]) == budget and made["methods"][label]["tokens_per_layer"] is not None
-            }
-            # Inside an LLM whole tokens are dropped: a budget is met to within one of them.
-            if means and max(means.values()) > max((1 + SAME_BUDGET) * min(means.values()), min(means.values()) + 1):
-                listed = ", ".join(f"{label} {tokens:.1f}" for label, tokens in means.items())
-                notes.append(
-                    f"{made['title']}: the budgets differ, so scores do not compare at equal cost. "
-                    f"Mean visual tokens per LLM layer: {listed}."
-                )
+    notes += [*results["record"].get("joined", []), *results["unequal"]]
     for name, missing in left_out(results).items():
         budgets = ", ".join(str(budget) for budget in missing["budgets"] if budget is not None)
         notes.append(f"{name} is left out{f' at {budgets}' if budgets else ''}. {missing['why']}")
     if results["failed"]:
         notes.append(f"{results['failed']} of {results['answers']} answers failed and are not in any score.")
-    first, *later = results["record"]["sessions"]
-    changed = sorted(
-        {key for session in later for key in session if key != "started" and session[key] != first.get(key)}
-    )
-    if changed:
-        notes.append(f"The run was resumed under other conditions than it began with: {', '.join(changed)}.")
+    for run, record in (results["record"].get("runs") or {"": results["record"]}).items():
+        first, *later = record["sessions"]
+        changed = sorted(
+            {key for session in later for key in session if key not in MOVED and session[key] != first.get(key)}
+        )
+        if changed:
+            named = f"run {run}" if run else "run"
+            notes.append(f"The {named} was resumed under other conditions than it began with: {', '.join(changed)}.")
     return notes

@@ -1,7 +1,7 @@
-"""The table of a run, for the terminal and as Markdown."""
+"""The tables of a run, or of several that were joined: as text, for the terminal and as Markdown."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,12 +11,15 @@ from rich.table import Table
 
 from ..session import commit_shown
 from .budgets import compare
-from .summary import FLOOR, OTHERS
+from .fairness import FLOOR
+from .summary import OTHERS
 
 NOT_MEASURED = "-"
 TOKENS = ("tokens", "tokens_per_layer")
+TIMES = {"ttft_ms": "TTFT", "decode_ms": "decode", "latency_ms": "end to end"}
 MANY = 8  # methods: more have a row each, where fewer have a column
 WIDE = 400  # characters: a table keeps its own width; cut-off numbers help nobody
+UNEQUAL = "UNEQUAL BUDGETS"  # stands on every table, once that was allowed
 
 
 @dataclass(frozen=True)
@@ -32,49 +35,72 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     """Print the tables and what a reader of them has to know."""
     for sheet in sheets(results):
         draw(sheet, console)
-    for line in _remarks(results):
-        console.print(escape(line), highlight=False)
+    for line in remarks(results):
+        console.print(escape(plain(line)), highlight=False)
 
 
 def draw(sheet: Sheet, console: Console) -> None:
     """Print one table, as wide as it is."""
     width, console.width = console.width, WIDE
-    drawn = Table(title=escape(sheet.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    title = escape(plain(sheet.title))
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, heading in enumerate(sheet.headings):
-        drawn.add_column(escape(heading), justify="right" if number else "left", no_wrap=True)
+        drawn.add_column(escape(plain(heading)), justify="right" if number else "left", no_wrap=True)
     for row in sheet.rows:
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*(escape(plain(cell)) for cell in row))
     console.print(drawn)
     console.width = width
 
 
+def plain(text: str) -> str:
+    """`text` on one line, without what would steer a terminal: labels, groups and errors come from files."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """The same as Markdown."""
-    return "\n\n".join([*map(_in_markdown, sheets(results)), *_remarks(results)]) + "\n"
+    return "\n\n".join([*map(_in_markdown, sheets(results)), *map(_quoted, remarks(results))]) + "\n"
 
 
 def budgets_markdown(compared: Mapping[str, Any]) -> str:
     """What budgets.compare picked, as Markdown: methods by budget, what is missing, and on what it was measured."""
-    parts = [_in_markdown(_budgets(compared, benchmark)) for benchmark in compared["benchmarks"]]
+    unequal = compared.get("unequal", [])
+    parts = [_in_markdown(_marked(_budgets(compared, made), unequal)) for made in compared["benchmarks"]]
+    parts += [f"Note: {_quoted(line)}" for line in unequal]
     for name, missing in compared["missing"].items():
         why = missing["why"].split(". ")[0].rstrip(".")
-        parts.append(f"`{name}` is left out at {', '.join(map(str, missing['budgets']))}. {why}.")
+        parts.append(f"`{name}` is left out at {', '.join(map(str, missing['budgets']))}. {_quoted(why)}.")
     return "\n\n".join([*parts, compared["measured"]]) + "\n"
 
 
 def _in_markdown(sheet: Sheet) -> str:
     rule = ["---", *["---:"] * (len(sheet.headings) - 1)]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in (sheet.headings, rule, *sheet.rows)]
-    return f"**{sheet.title}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    rows = [[_quoted(cell).replace("|", "\\|") for cell in row] for row in (sheet.headings, rule, *sheet.rows)]
+    return f"**{_quoted(sheet.title)}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _quoted(text: str) -> str:
+    """Text as Markdown that holds no HTML."""
+    return plain(text).replace("<", "&lt;")
 
 
 def sheets(results: Mapping[str, Any]) -> Iterator[Sheet]:
-    """The tables: of several budgets, the methods by budget; the summary, the cost, the scores of each benchmark."""
+    """The tables: of several budgets, the methods by budget; the summary, the costs, the scores of each benchmark."""
+    for sheet in _sheets(results):
+        yield _marked(sheet, results["unequal"])
+
+
+def _marked(sheet: Sheet, unequal: Sequence[str]) -> Sheet:
+    return replace(sheet, title=f"{UNEQUAL}: {sheet.title}") if unequal else sheet
+
+
+def _sheets(results: Mapping[str, Any]) -> Iterator[Sheet]:
     compared = compare(results, "")
     if len(compared["budgets"]) > 1:
         yield from (_budgets(compared, benchmark) for benchmark in compared["benchmarks"])
     yield _summary(results)
     yield _cost(results)
+    yield _stages(results)
     for benchmark in results["benchmarks"].values():
         yield _scores(results, benchmark)
         if benchmark["groups"]:
@@ -119,35 +145,50 @@ def _summary(results: Mapping[str, Any]) -> Sheet:
         headings += [f"{benchmark['title']} ms", *(benchmark["columns"][score] for score in shown)]
         for row in rows:
             method = benchmark["methods"][row[0]]
-            row += [_median(method["latency_ms"]), *(_value(benchmark, method["scores"], score) for score in shown)]
+            row += [_at(method["latency_ms"]), *(_value(benchmark, method["scores"], score) for score in shown)]
     return Sheet("Visual tokens sent, their mean per LLM layer, median latency per question, scores", headings, rows)
 
 
 def _cost(results: Mapping[str, Any]) -> Sheet:
-    """Milliseconds per question, in all and by stage."""
-    costs = [
-        (benchmark["title"], label, benchmark["methods"][label])
-        for benchmark in results["benchmarks"].values()
-        for label in results["methods"]
+    """What a question costs: of the LLM and in time."""
+    rows = [
+        [
+            named,
+            _range([method["tokens"]]),
+            _range([method["tokens_per_layer"]]),
+            _scaled(method["prefill_flops"], 1e9),
+            _scaled(method["kv_bytes"], 1e6),
+            *(_at(method[time], point) for time in TIMES for point in ("median", "p90")),
+            f"{method['latency_ratio']['median']:.2f}" if method["latency_ratio"] else NOT_MEASURED,
+        ]
+        for named, method in _costs(results)
     ]
-    fullest_first = sorted((method["stages_ms"] for *_, method in costs), key=len, reverse=True)
+    timed = [heading for time in TIMES.values() for heading in (f"{time} ms", "p90")]
+    headings = [_first(results), "tokens", "per layer", "prefill GFLOP", "KV MB", *timed, "x keep_all"]
+    title = "Cost of a question: visual tokens, the LLM's prefill and cache (means), milliseconds (median and p90)"
+    return Sheet(title, headings, rows)
+
+
+def _stages(results: Mapping[str, Any]) -> Sheet:
+    """Where the time goes."""
+    costs = list(_costs(results))
+    fullest_first = sorted((method["stages_ms"] for _, method in costs), key=len, reverse=True)
     stages = list(dict.fromkeys(stage for timed in fullest_first for stage in timed))
-    rows = []
-    for title, label, method in costs:
-        latency, ratio = method["latency_ms"], method["latency_ratio"]
-        rows.append(
-            [
-                f"{title}, {label}",
-                _median(latency),
-                f"{latency['p10']:.1f} - {latency['p90']:.1f}" if latency else NOT_MEASURED,
-                f"{ratio['median']:.2f}" if ratio else NOT_MEASURED,
-                *(_median(method["stages_ms"].get(stage)) for stage in stages),
-            ]
-        )
-    headings = ["benchmark, method", "ms", "p10 - p90", "x keep_all", *stages]
-    return Sheet(
-        "Milliseconds per question: median, spread, ratio to keep_all question by question, stages", headings, rows
-    )
+    rows = [[named, *(_at(method["stages_ms"].get(stage)) for stage in stages)] for named, method in costs]
+    return Sheet("Milliseconds of a question by stage: medians", [_first(results), *stages], rows)
+
+
+def _costs(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Label and numbers of each method that has answered any of a benchmark; of several, with its title."""
+    several = len(results["benchmarks"]) > 1
+    for benchmark in results["benchmarks"].values():
+        for label in results["methods"]:
+            if benchmark["methods"][label]["n"]:
+                yield f"{benchmark['title']}, {label}" if several else label, benchmark["methods"][label]
+
+
+def _first(results: Mapping[str, Any]) -> str:
+    return "benchmark, method" if len(results["benchmarks"]) > 1 else "method"
 
 
 def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
@@ -164,7 +205,12 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
                 str(method["n"]),
                 *(_value(benchmark, method["scores"], score) for score in columns),
                 _between(method["scores"][headline], percent),
-                *(_difference(method["differences"].get(other, {}).get(headline), percent) for other in others),
+                *(
+                    cell
+                    for other in others
+                    for difference in [method["differences"].get(other, {}).get(headline)]
+                    for cell in (_difference(difference, percent), _chance(difference))
+                ),
                 _number(method["agreement"]["value"], True),
             ]
         )
@@ -173,7 +219,7 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
         "n",
         *columns.values(),
         "95 % interval",
-        *(f"minus {other}" for other in others),
+        *(heading for other in others for heading in (f"minus {other}", "p")),
         "same answer %",
     ]
     title = f"{benchmark['title']}: {benchmark['questions']:,} questions on {benchmark['images']:,} images"
@@ -192,7 +238,12 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
             for label in labels
         ]
         return Sheet(title, ["method", *benchmark["groups"]], rows)
-    beating = [label for label in labels if FLOOR in labels and label not in OTHERS]
+    beating = [
+        label
+        for label in labels
+        if label not in OTHERS
+        and all(FLOOR in part["methods"][label]["differences"] for part in benchmark["groups"].values())
+    ]
     rows = [
         [
             group,
@@ -207,22 +258,58 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
 
 
 def measured(results: Mapping[str, Any]) -> str:
-    """On which model, with what and when."""
-    record = results["record"]
-    session = record["sessions"][0]
+    """On which model, with what and when; of several runs, each."""
+    told = [
+        f"{f'Run {name}: model' if name else 'Model'} {_measured(record)}." for name, record in _runs(results).items()
+    ]
+    return f"{' '.join(told)} Intervals are clustered by image; {NOT_MEASURED} means not measured."
+
+
+def _measured(record: Mapping[str, Any]) -> str:
+    session, model = record["sessions"][0], record["model"]
     return (
-        f"Model {record['model']['name']} ({record['model']['revision']}) on {record['model']['device']}, "
+        f"{model['name']} ({model['revision']}) on {model['device']}, "
         f"torch {session['torch']}, transformers {session['transformers']}, "
-        f"{session['started']}{commit_shown(session)}. Intervals are clustered by image; - means not measured."
+        f"{session['started']}{commit_shown(session)}"
     )
 
 
-def _remarks(results: Mapping[str, Any]) -> Iterator[str]:
+def remarks(results: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader has to know: what the numbers are of, what they mean, what is wrong with them."""
     yield measured(results)
+    yield from _meanings(results)
     for note in results["notes"]:
         yield f"Note: {note}"
     for failure in results["failures"]:
         yield f"Failed: {failure['benchmark']} {failure['id']} ({failure['method']}): {failure['error']}"
+
+
+def _meanings(results: Mapping[str, Any]) -> Iterator[str]:
+    methods = [method for _, method in _costs(results)]
+    if any(method["ttft_ms"] for method in methods):
+        yield (
+            "TTFT: from the question to the first token of the answer; decode: from there to its end; end to end: "
+            "both; x keep_all: its ratio to keep_all's, question by question (median)."
+        )
+    sizes = sorted({record["config"].get("batch_size", 1) for record in _runs(results).values()} - {1})
+    if sizes:
+        together = " or ".join(map(str, sizes))
+        yield f"Up to {together} questions were answered at a time; times are a question's share of its batch's."
+    if any(method["prefill_flops"] is not None for method in methods):
+        yield (
+            "Prefill GFLOP: 1e9 operations of the LLM's layers on the prompt; KV MB: the prompt's keys and values in "
+            "the cache, 1e6 bytes. Tower and projector are not in them."
+        )
+    if any(method["differences"] for method in methods):
+        yield (
+            "p: two-sided test that a paired difference is 0, adjusted for the number of methods in its column (Holm)."
+        )
+
+
+def _runs(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The records of the runs by name; of a single one, which needs none, by nothing."""
+    runs: Mapping[str, Any] = results["record"].get("runs") or {"": results["record"]}
+    return runs
 
 
 def _percent(benchmark: Mapping[str, Any], score: str) -> bool:
@@ -250,8 +337,18 @@ def _difference(score: Mapping[str, Any] | None, percent: bool) -> str:
     return f"{_number(score['value'], percent, '+')} ({_between(score, percent, '+')})"
 
 
-def _median(latency: Mapping[str, Any] | None) -> str:
-    return f"{latency['median']:.1f}" if latency else NOT_MEASURED
+def _chance(difference: Mapping[str, Any] | None) -> str:
+    """The adjusted p of a difference."""
+    p = difference["p_holm"] if difference else None
+    return NOT_MEASURED if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _at(latency: Mapping[str, Any] | None, point: str = "median") -> str:
+    return f"{latency[point]:.1f}" if latency else NOT_MEASURED
+
+
+def _scaled(value: float | None, unit: float) -> str:
+    return NOT_MEASURED if value is None else f"{value / unit:.3g}" if value < 1000 * unit else f"{value / unit:,.0f}"
 
 
 def _range(values: Sequence[int | float | None]) -> str:

@@ -12,7 +12,17 @@ GOLDEN = 0.618034  # steps of this share of the colour circle keep neighbours in
 
 
 def draw(image: Image.Image, kept: Iterable[Any], source: Iterable[Any], grid: tuple[int, int]) -> Image.Image:
+    """`image` with its patches marked and a line below that counts them; arguments and errors as for `marked`."""
+    drawn, counts = marked(image, kept, source, grid)
+    return _captioned(drawn, counts)
+
+
+def marked(
+    image: Image.Image, kept: Iterable[Any], source: Iterable[Any], grid: tuple[int, int]
+) -> tuple[Image.Image, str]:
     """`image` with its patches marked: kept ones as they are, merged ones tinted by their token, dropped ones dark.
+
+    The text counts them.
 
     kept: indices of the patches sent on their own. source: for each patch the token that holds it, -1 for none. grid:
     (rows, columns) of patches. A frame in a token's tint marks a kept patch that others are merged into.
@@ -39,8 +49,9 @@ def draw(image: Image.Image, kept: Iterable[Any], source: Iterable[Any], grid: t
     drawn = Image.fromarray(cells.reshape(pixels.shape).astype(np.uint8))
     dropped = sum(token < 0 for patch, token in enumerate(tokens) if patch not in own)
     gone = len(tokens) - len(own) - dropped
-    return _captioned(
-        drawn, f"{len(own)} patches kept, {gone} merged into {len(merged)} tokens (by tint), {dropped} dropped (dark)"
+    return (
+        drawn,
+        f"{len(own)} patches kept, {gone} merged into {len(merged)} tokens (by tint), {dropped} dropped (dark)",
     )
 
 
