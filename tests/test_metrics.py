@@ -243,3 +243,84 @@ def test_one_image_has_no_interval_and_nothing_no_value():
     assert (nothing - mean([("a", 1.0)])).value is None
     assert (nothing + mean([("a", 1.0)]) * 2).interval() is None
     assert Estimate(None, 0, {}).interval() is None
+
+
+# -- tests of a difference -----------------------------------------------------------------------------------------
+
+
+def apart(t, images):
+    """An estimate that lies `t` standard errors from 0."""
+    pull = math.sqrt((images - 1) / images / images)
+    return Estimate(t, images, {str(image): pull for image in range(images)}, low=-1e9, high=1e9)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "t", "p"),  # Student's t as tables have it
+    [
+        (1, 12.706, 0.05),
+        (1, 63.657, 0.01),
+        (2, 4.303, 0.05),
+        (2, 0.816, 0.5),
+        (4, 2.776, 0.05),
+        (4, 8.610, 0.001),
+        (10, 2.228, 0.05),
+        (10, 0.700, 0.5),
+        (30, 2.750, 0.01),
+        (30, 3.646, 0.001),
+        (120, 1.980, 0.05),
+        (120, 1.289, 0.2),
+        (1000, 1.962, 0.05),
+        (50000, 3.2907, 0.001),
+    ],
+)
+def test_the_p_value_is_students(degrees, t, p):
+    assert apart(t, degrees + 1).p_value() == pytest.approx(p, rel=5e-3)
+    assert apart(-t, degrees + 1).p_value() == apart(t, degrees + 1).p_value()
+
+
+def test_tiny_p_values_stay_above_0():
+    density = math.exp(math.lgamma(15.5) - math.lgamma(15)) / math.sqrt(math.pi * 30)
+    steps = np.linspace(20, 400, 2_000_001)
+    tail = 2 * np.trapezoid(density * (1 + steps**2 / 30) ** -15.5, steps)
+    assert apart(20.0, 31).p_value() == pytest.approx(tail, rel=1e-6)
+    assert 0 < apart(200.0, 31).p_value() < 1e-40
+
+
+def test_the_interval_leaves_out_0_where_p_is_below_5_percent():
+    rng = np.random.default_rng(7)
+    outcomes = set()
+    for images in (2, 3, 4, 5, 8, 20, 60, 300):
+        for _ in range(60):
+            values = rng.normal(rng.normal() * 1.5 / math.sqrt(images), 0.4, images).clip(-1, 1)
+            same = [float(rng.choice([0, 0.02, 0.05, 0.1, 0.2, 0.5, 1]))] * images
+            for part in (values.tolist(), same):
+                estimate = mean((str(image), value) for image, value in enumerate(part)) - mean(
+                    (str(image), 0.0) for image in range(images)
+                )
+                low, high = estimate.interval()
+                assert (estimate.p_value() < 0.05) == (not low <= 0 <= high), (images, part[:3])
+                outcomes.add((estimate.p_value() < 0.05, part is same))
+    assert len(outcomes) == 4
+
+
+def test_p_values_of_no_difference_are_evenly_spread():
+    found = np.array([(ratio(clustered(seed)) - ratio(clustered(seed + 5000))).p_value() for seed in range(600)])
+    for level in (0.05, 0.2, 0.5, 0.8):
+        assert np.mean(found < level) == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 600))
+
+
+def test_the_p_value_agrees_with_a_permutation_of_the_two_sides():
+    rng = np.random.default_rng(9)
+    left, right = rng.random(150), rng.random(150) * 0.85
+    estimate = mean(zip(map(str, range(150)), left, strict=True)) - mean(zip(map(str, range(150)), right, strict=True))
+    flipped = np.abs((rng.choice([-1, 1], (20000, 150)) * (left - right)).mean(1))
+    assert 0.001 < estimate.p_value() < 0.2
+    assert estimate.p_value() == pytest.approx(np.mean(flipped >= abs(estimate.value)), rel=0.15)
+
+
+def test_where_nothing_differs_the_p_value_says_so():
+    better = mean((str(image), 1.0) for image in range(60))
+    assert (better - better).p_value() == 1.0
+    assert (better - better * 0.5).p_value() == pytest.approx(math.exp(-30), rel=0.1)  # half of 60 images unseen
+    assert mean([("a", 1.0), ("a", 0.0)]).p_value() is None
+    assert Estimate(None, 0, {}).p_value() is None

@@ -228,7 +228,7 @@ def _run(what: str, arguments: Sequence[str], lines: Sequence[str]) -> list[str]
     if done.returncode or len(answers) != len(lines):
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise FailureError(
-            f"{what} (Java) gave {len(answers):,} lines for {len(lines):,} texts. The last thing it said: {said[-1]}"
+            f"{what} (Java) answered {len(answers):,} of {len(lines):,} lines. The last thing it said: {said[-1]}"
         )
     return answers
 
