@@ -24,6 +24,7 @@ EXAMPLE = {
          "ucsf_document_id": "pybv0228", "ucsf_document_page_no": "81", "answers": ["0.28"], "data_split": "val"}]}""",
     "documents/pybv0228_81.png": None,
 }
+FOLDERS = ("", "annotations", "spdocvqa_qas")
 FILES = ("val_v1.0_withQT.json", "val_v1.0.json")
 
 
@@ -36,14 +37,15 @@ class DocVqa(Benchmark):
     group_noun = "split"
     columns: ClassVar = {"anls": "ANLS %", "exact_match": "EM %"}
     headline = "anls"
+    image_folders = ("images", "spdocvqa_images", "")
     prompts: ClassVar = prompts(lmms_eval=32, small=32)
     hub = Hub("lmms-lab-encoder/DocVQA", "validation", config="DocVQA")
 
     def read(self, roots: Sequence[Path], only: Sequence[str]) -> list[Entry]:
-        """The questions of the validation split, whose file may lie in a folder annotations."""
+        """The questions of the validation split, whose file may lie in a folder annotations or spdocvqa_qas."""
         chosen(["val"], only, "split of DocVQA")
         path = first_existing(
-            (root / folder / file for root in roots for folder in ("", "annotations") for file in FILES),
+            (root / folder / file for root in roots for folder in FOLDERS for file in FILES),
             "DocVQA: the annotation file",
         )
         return [self._entry(row, place, image_of(row, "image", place)) for place, row in listed(path, "data")]

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from ...errors import DataError
-from ..annotations import first_existing, image_of, read_text, text_of, without_image
+from ..annotations import image_of, read_text, text_of, without_image
 from ..metrics import mme
 from ..metrics.interval import Estimate, mean, ratio
 from ..records import Row
@@ -54,13 +54,15 @@ class Mme(Benchmark):
     }
     headline = "accuracy"
     together = 2  # accuracy+ is about both questions on an image
-    image_folders = ("", "MME_Benchmark_release_version")
+    image_folders = ("", "MME_Benchmark_release_version", "MME_Benchmark_release_version/MME_Benchmark")
 
     def read(self, roots: Sequence[Path], only: Sequence[str]) -> list[Entry]:
-        """The questions of the subtask folders, which may lie in a folder MME_Benchmark_release_version."""
+        """The questions of the subtask folders, which may lie in those of the official archive."""
         roots = [root / folder for root in roots for folder in self.image_folders]
-        root = first_existing((root / name for root in roots for name in SUBTASKS), "MME: a subtask folder").parent
-        present = [subtask for subtask in SUBTASKS if (root / subtask).is_dir()]
+        there = [root for root in roots if any((root / subtask).is_dir() for subtask in SUBTASKS)]
+        if not there:
+            raise DataError(f"MME: a subtask folder is missing. Looked in {', '.join(str(root) for root in roots)}.")
+        present = [subtask for subtask in SUBTASKS if (there[0] / subtask).is_dir()]
         return [
             Entry(
                 id=f"{subtask}/{stem}#{number}",
@@ -69,8 +71,8 @@ class Mme(Benchmark):
                 references=[answer],
                 group=subtask,
             )
-            for subtask in chosen(present, only, f"subtask of MME in {root}")
-            for stem, number, question, answer in _questions(root / subtask)
+            for subtask in chosen(present, only, f"subtask of MME in {there[0]}")
+            for stem, number, question, answer in _questions(there[0] / subtask)
         ]
 
     def from_hub(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Entry]:
