@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 import zipfile
@@ -231,6 +232,24 @@ def test_get_takes_archives_that_the_user_has(run, tmp_path):
     before = tree(tmp_path / "data")
     code, out, _ = run("data", "get", "docvqa", tmp_path / "data")  # ready: nothing is fetched
     assert (code, tree(tmp_path / "data")) == (0, before)
+
+
+def test_the_official_archives_lie_as_they_are_read(run, tmp_path):
+    """DocVQA's two come with folders of their own, and DocVQA's names say another; MME's has one folder in another."""
+    example = benchmark("docvqa").example
+    with zipfile.ZipFile(tmp_path / "spdocvqa_qas.zip", "w") as archive:
+        archive.writestr("spdocvqa_qas/val_v1.0_withQT.json", example["val_v1.0_withQT.json"])
+    with tarfile.open(tmp_path / "spdocvqa_images.tar.gz", "w:gz") as archive:
+        info = tarfile.TarInfo("spdocvqa_images/pybv0228_81.png")
+        info.size = len(picture())
+        archive.addfile(info, io.BytesIO(picture()))
+    archives = ["--from", tmp_path / "spdocvqa_qas.zip", "--from", tmp_path / "spdocvqa_images.tar.gz"]
+    code, out, _ = run("data", "get", "docvqa", tmp_path / "data", *archives)
+    assert (code, out[:14]) == (0, "docvqa: ready.")
+    mme = archive_of("mme", tmp_path / "mme.zip", "MME_Benchmark_release_version/MME_Benchmark/")
+    code, out, _ = run("data", "get", "mme", tmp_path / "data", "--from", mme)
+    assert (code, out[:33]) == (2, "mme: incomplete. MME: the subtask")
+    assert len(benchmark("mme").samples(tmp_path / "data")) == 4
 
 
 def test_get_refuses_what_cannot_be_had(run, tmp_path):
