@@ -50,9 +50,10 @@ def score(rows: Sequence[Mapping[str, Any]], scorer: str = "lmms_eval") -> dict[
                 )
         accuracy = fmean(fmean(right) for right in answers.values()) * 100
         plus = fmean(all(right) for right in answers.values()) * 100
-        subtask[category] = {"acc": accuracy, "acc_plus": plus, "score": accuracy + plus}
+        both = fmean(fmean(right) * 100 + all(right) * 100 for right in answers.values())
+        subtask[category] = {"acc": accuracy, "acc_plus": plus, "score": both}
     perception, cognition = (
-        sum(subtask[name]["score"] for name in names if name in subtask) for names in (PERCEPTION, COGNITION)
+        sum(scores["score"] for name, scores in subtask.items() if name in names) for names in (PERCEPTION, COGNITION)
     )
     if scorer == "vlmevalkit":
         return {"perception": perception, "reasoning": cognition}
