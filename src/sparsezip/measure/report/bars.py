@@ -21,6 +21,7 @@ from .axes import (
     text,
     ticks,
 )
+from .budgets import form_of
 from .fairness import REFERENCE
 
 ROW, TOP, BOTTOM, GAP = 18, 64, 34, 18
@@ -81,7 +82,7 @@ def _difference_panels(results: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     for benchmark in results["benchmarks"].values():
         headline = benchmark["headline"]
         heading = benchmark["columns"][headline]
-        factor = 100 if heading.endswith("%") else 1
+        factor, _ = form_of(benchmark, headline)
         title = f"{benchmark['title']}: {heading} minus {REFERENCE}, with 95 % intervals"
         columns = {"all": _differences(benchmark["methods"], headline, factor)}
         columns |= {

@@ -4,7 +4,8 @@ compared["budgets"]         those of the run, in the order they were asked for
 compared["measured"]        on which model, with what, when
 compared["missing"]         {method: {"budgets", "why"}}: budgets that a method could not meet
 compared["unequal"]         what was not granted the same, in sentences
-compared["benchmarks"]      one for each: "title", "score" (its headline's heading), "questions", "images", "groups"
+compared["benchmarks"]      one for each: "title", "score" (its headline's heading), "digits" (behind the point, where it
+                            is written), "questions", "images", "groups"
     ["methods"][name]       points, the most tokens first: "budget" (None: the method's own settings), "sent" and
                             "per_layer" (mean visual tokens, into the LLM and into each of its layers), "ms" (median
                             of the time of an answer), "value", "low" and "high" (95 % interval) as they are shown, in
@@ -32,19 +33,20 @@ def compare(results: Mapping[str, Any], measured: str) -> dict[str, Any]:
 
 def _benchmark(results: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     methods = results["record"]["config"]["methods"]
-    heading = made["columns"][made["headline"]]
-    factor = 100 if heading.endswith("%") else 1
+    factor, digits = form_of(made, made["headline"])
     series: dict[str, list[dict[str, Any]]] = {}
     for label in results["methods"]:
         budget, mine = budget_of(methods[label]), made["methods"][label]
         score, latency = mine["scores"][made["headline"]], mine["latency_ms"]
         costs = {"sent": mine["tokens"], "per_layer": mine["tokens_per_layer"], "ms": latency and latency["median"]}
         shown = {key: score[key] and factor * score[key] for key in ("value", "low", "high")}
-        point = {key: _rounded(value) for key, value in {**costs, **shown}.items()}
+        point = {key: _rounded(value) for key, value in costs.items()}
+        point |= {key: _rounded(value, digits + 1) for key, value in shown.items()}
         series.setdefault(without_budget(label, budget), []).append({"budget": budget, **point})
     return {
         "title": made["title"],
-        "score": heading,
+        "score": made["columns"][made["headline"]],
+        "digits": digits,
         "questions": made["questions"],
         "images": made["images"],
         "groups": sorted(made["groups"]),
@@ -54,5 +56,13 @@ def _benchmark(results: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
+def form_of(made: Mapping[str, Any], score: str) -> tuple[int, int]:
+    """How a score is written: times what, with how many digits behind the point."""
+    if made["columns"][score].endswith("%"):
+        return 100, 1
+    values = [abs(method["scores"][score]["value"] or 0) for method in made["methods"].values()]
+    return 1, 1 if max(values, default=0) >= 10 else 3  # sums of a thousand, and captions around one
+
+
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)

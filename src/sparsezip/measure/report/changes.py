@@ -9,7 +9,7 @@ from ...errors import SparsezipError
 from ..benchmarks import benchmark
 from ..metrics import exact_match
 from ..records import Row
-from .fairness import REFERENCE
+from .fairness import FLOOR, REFERENCE
 
 LOST, GAINED, OTHER = "right answer lost", "right answer gained", "other answer"
 
@@ -31,7 +31,10 @@ class Change:
 
 
 def changes(results: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, list[Change]]:
-    """By method every answer that differs from keep_all's: those that it lost come first, then those it gained."""
+    """By method every answer that differs from keep_all's: those that it lost come first, then those it gained.
+
+    The floor is the last of the methods: what it loses says the least.
+    """
     answers = {(row.benchmark, row.method, row.id): row for row in rows if row.error is None}
     found: dict[str, list[Change]] = {label: [] for label in results["methods"]}
     for name, shown in results["benchmarks"].items():
@@ -45,7 +48,9 @@ def changes(results: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, list[C
             first, second = (made.measures([its])[headline].value if scored else None for its in (before, row))
             scores = None if first is None or second is None else (first, second)
             found[row.method].append(Change(shown["title"], before, row, scores))
-    return {label: sorted(its, key=_instructive) for label, its in found.items() if its}
+    methods = results["record"]["config"]["methods"]
+    order = sorted(found, key=lambda label: methods[label].get("name", label) == FLOOR)
+    return {label: sorted(found[label], key=_instructive) for label in order if found[label]}
 
 
 def chosen(found: Mapping[str, Sequence[Change]], most: int) -> dict[str, list[Change]]:

@@ -4,10 +4,28 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .axes import COLOURS, FAINT, GRID, INK, LINE, RULE, WIDTH, document, dot, line, scale, spread, steps, text, ticks
+from .axes import (
+    COLOURS,
+    FAINT,
+    GRID,
+    INK,
+    LETTER,
+    LINE,
+    RULE,
+    WIDTH,
+    document,
+    dot,
+    line,
+    scale,
+    spread,
+    steps,
+    text,
+    ticks,
+)
 from .fairness import FLOOR, REFERENCE
 
-LEFT, RIGHT, TOP, BOTTOM = 56, 252, 44, 48
+LEFT, TOP, BOTTOM = 56, 44, 48
+MOST_LABEL, LEAD = 230, 22  # pixels of a method's label, and of the line that leads to it
 DASHES = {"before": "", "inside": "6 3", "both": "2 3"}  # where tokens are dropped
 TOKENS, TIME = "per_layer", "ms"  # what of a point lies along the picture
 SAID = {TOKENS: "mean visual tokens per LLM layer", TIME: "median time of an answer, ms"}
@@ -38,11 +56,13 @@ def _panel(benchmark: Mapping[str, Any], against: str, unequal: bool) -> tuple[s
     points = [point for its in series.values() for point in its]
     if not points:
         return "\n".join([*parts, text(LEFT, TOP, "Not measured.", colour=FAINT)]), TOP + LINE
-    x = scale([math.log(point[against]) for point in points], WIDTH - RIGHT, LEFT + 10)
+    labels = {name: f"{name} {its[-1]['value']:.1f} at {round(its[-1][against], 1):g}" for name, its in series.items()}
+    right = WIDTH - LEAD - 8 - min(LETTER * max(map(len, labels.values())), MOST_LABEL)
+    x = scale([math.log(point[against]) for point in points], right, LEFT + 10)
     low, high, step = ticks([point["value"] for point in points])
     y = scale([low, high], height - BOTTOM, TOP)
     for value in steps(low, high, step):
-        parts.append(line(LEFT, y(value), WIDTH - RIGHT, y(value), GRID))
+        parts.append(line(LEFT, y(value), right, y(value), GRID))
         parts.append(text(LEFT - 8, y(value) + 4, f"{value:g}", anchor="end"))
     last = math.inf
     for number in sorted(_numbers(points, against)):
@@ -64,10 +84,9 @@ def _panel(benchmark: Mapping[str, Any], against: str, unequal: bool) -> tuple[s
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-dasharray="{dash}"/>'
         )
         parts += [dot(across, down, colour) for across, down in dots]
-        edge = WIDTH - RIGHT + 22
+        edge = right + LEAD
         parts.append(line(dots[-1][0] + 4, dots[-1][1], edge - 4, places[name], colour, 0.35))
-        end = f" {its[-1]['value']:.1f} at {round(its[-1][against], 1):g}"
-        parts.append(text(edge, places[name] + 4, f"{name}{end}", colour=colour, room=WIDTH - edge))
+        parts.append(text(edge, places[name] + 4, labels[name], colour=colour, room=MOST_LABEL))
     return "\n".join(parts), height
 
 

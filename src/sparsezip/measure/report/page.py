@@ -107,7 +107,7 @@ def _changes(
         [label, str(len(its)), *(str(sum(change.kind == kind for change in its)) for kind in kinds)]
         for label, its in changed.items()
     ]
-    sheet = Sheet("Answers that differ from keep_all's", ["method", "changed", *(f"{kind}s" for kind in kinds)], counts)
+    sheet = Sheet("Answers that differ from keep_all's, by method", ["method", "changed", *kinds], counts)
     yield _folded(sheet.title, _table(sheet), len(counts) > LONG)
     yield "".join(f"<p class=warning>{_text(why)}</p>" for why in missing)
     picked = changes.chosen(changed, MAPS)
@@ -127,7 +127,7 @@ def _card(label: str, change: Change, found: Mapping[tuple[str, str], Path]) -> 
     said = [
         ("reference", " / ".join(dict.fromkeys(row.references)), ""),
         (before.method, before.answer or "", _verdict(scores[0])),
-        (label, row.answer or "", _verdict(scores[1])),
+        (label.partition("(")[0], row.answer or "", _verdict(scores[1])),
     ]
     answers = "".join(
         f"<dt>{_text(who)}</dt><dd>{_text(answer, LONGEST) or '<i>nothing</i>'}{verdict}</dd>"

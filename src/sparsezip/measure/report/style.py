@@ -7,7 +7,7 @@ CSS = """
   :root { --ink: #e6e8ea; --faint: #9aa2ab; --ground: #0f1215; --card: #15181c; --rule: #2b3138; --accent: #7fb4ee;
     --lost: #ff8a7a; --gained: #63d494; --warning: #3a2f12; --warning-ink: #ffdf9a; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 1120px; color: var(--ink); background: var(--ground);
+body { margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 1280px; color: var(--ink); background: var(--ground);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; }
 h1 { margin: .1em 0 .4em; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 2.6rem 0 .8rem; font-size: 1.3rem; }
@@ -21,8 +21,8 @@ section { scroll-margin-top: 3rem; }
 details { margin: 0 0 1rem; background: var(--card); border: 1px solid var(--rule); border-radius: 8px; }
 summary { padding: .7rem 1rem; font-weight: 600; cursor: pointer; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; padding: 0 1rem 1rem; } .wide svg { display: block; max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 thead th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
 tr > :first-child { position: sticky; left: 0; text-align: left; font-weight: 500; background: var(--card); }
 tbody tr:hover > * { background: var(--ground); }

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..session import commit_shown
-from .budgets import compare
+from .budgets import compare, form_of
 from .fairness import FLOOR
 from .summary import OTHERS
 
@@ -112,7 +112,7 @@ def _budgets(compared: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet
     columns = [None, *compared["budgets"]]
     rows = []
     for name, points in benchmark["methods"].items():
-        at = {point["budget"]: _point(point) for point in points}
+        at = {point["budget"]: _point(point, benchmark.get("digits", 1)) for point in points}
         rows.append([name, *(at.get(budget, NOT_MEASURED) for budget in columns)])
     of = f" ({', '.join(benchmark['groups'])})" if benchmark["groups"] else ""
     title = (
@@ -123,14 +123,14 @@ def _budgets(compared: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet
     return Sheet(title, ["method", "no budget", *map(str, compared["budgets"])], rows)
 
 
-def _point(point: Mapping[str, Any]) -> str:
+def _point(point: Mapping[str, Any], digits: int) -> str:
     if point["value"] is None:
         return NOT_MEASURED
     value, low, high = point["value"], point["low"], point["high"]
-    half = "" if low is None else f" ± {max(high - value, value - low):.1f}"
+    half = "" if low is None else f" ± {max(high - value, value - low):.{digits}f}"
     layers = point["per_layer"]
     told = layers is not None and (point["budget"] is None or abs(layers - point["budget"]) >= 0.05)
-    return f"{value:.1f}{half}" + (f" ({round(layers, 1):g})" if told else "")
+    return f"{value:.{digits}f}{half}" + (f" ({round(layers, 1):g})" if told else "")
 
 
 def _summary(results: Mapping[str, Any]) -> Sheet:
@@ -194,7 +194,7 @@ def _first(results: Mapping[str, Any]) -> str:
 def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     """Every score, the interval of the headline, and the paired differences."""
     headline, columns = benchmark["headline"], benchmark["columns"]
-    percent = _percent(benchmark, headline)
+    form = form_of(benchmark, headline)
     others = [other for other in OTHERS if any(other in made["differences"] for made in benchmark["methods"].values())]
     rows = []
     for label in results["methods"]:
@@ -204,14 +204,14 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
                 label,
                 str(method["n"]),
                 *(_value(benchmark, method["scores"], score) for score in columns),
-                _between(method["scores"][headline], percent),
+                _between(method["scores"][headline], form),
                 *(
                     cell
                     for other in others
                     for difference in [method["differences"].get(other, {}).get(headline)]
-                    for cell in (_difference(difference, percent), _chance(difference))
+                    for cell in (_difference(difference, form), _chance(difference))
                 ),
-                _number(method["agreement"]["value"], True),
+                _number(method["agreement"]["value"], (100, 1)),
             ]
         )
     headings = [
@@ -229,7 +229,7 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
 def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     """The headline score by group, and by how much methods beat the floor there."""
     headline, labels = benchmark["headline"], results["methods"]
-    percent = _percent(benchmark, headline)
+    form = form_of(benchmark, headline)
     title = f"{benchmark['title']}: {benchmark['columns'][headline]} by {benchmark['group_noun']}"
     if len(labels) > MANY:  # too many for columns
         parts = benchmark["groups"].values()
@@ -249,7 +249,7 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
             group,
             str(part["n"]),
             *(_value(benchmark, part["methods"][label]["scores"], headline) for label in labels),
-            *(_difference(part["methods"][label]["differences"][FLOOR][headline], percent) for label in beating),
+            *(_difference(part["methods"][label]["differences"][FLOOR][headline], form) for label in beating),
         ]
         for group, part in benchmark["groups"].items()
     ]
@@ -312,29 +312,24 @@ def _runs(results: Mapping[str, Any]) -> Mapping[str, Any]:
     return runs
 
 
-def _percent(benchmark: Mapping[str, Any], score: str) -> bool:
-    heading: str = benchmark["columns"][score]
-    return heading.endswith("%")
-
-
 def _value(benchmark: Mapping[str, Any], scores: Mapping[str, Any], score: str) -> str:
-    return _number(scores[score]["value"], _percent(benchmark, score))
+    return _number(scores[score]["value"], form_of(benchmark, score))
 
 
-def _number(value: int | float | None, percent: bool, sign: str = "") -> str:
-    return NOT_MEASURED if value is None else f"{value * (100 if percent else 1):{sign}.1f}"
+def _number(value: int | float | None, form: tuple[int, int], sign: str = "") -> str:
+    return NOT_MEASURED if value is None else f"{form[0] * value:{sign}.{form[1]}f}"
 
 
-def _between(score: Mapping[str, Any], percent: bool, sign: str = "") -> str:
+def _between(score: Mapping[str, Any], form: tuple[int, int], sign: str = "") -> str:
     if score["low"] is None:
         return NOT_MEASURED
-    return f"{_number(score['low'], percent, sign)} to {_number(score['high'], percent, sign)}"
+    return f"{_number(score['low'], form, sign)} to {_number(score['high'], form, sign)}"
 
 
-def _difference(score: Mapping[str, Any] | None, percent: bool) -> str:
+def _difference(score: Mapping[str, Any] | None, form: tuple[int, int]) -> str:
     if score is None or score["value"] is None:
         return NOT_MEASURED
-    return f"{_number(score['value'], percent, '+')} ({_between(score, percent, '+')})"
+    return f"{_number(score['value'], form, '+')} ({_between(score, form, '+')})"
 
 
 def _chance(difference: Mapping[str, Any] | None) -> str:
