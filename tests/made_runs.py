@@ -70,8 +70,8 @@ def write(folder: Path, labels: list[str], given: list[Row] | None = None, **cha
 
 def settings(label: str) -> dict[str, Any]:
     """What a label tells: its name, its budget."""
-    name, _, told = label.removesuffix(")").partition("(")
-    return {"name": name, "budget": int(told.removeprefix("budget=")) if told else None}
+    name, _, told = label.partition("(budget=")
+    return {"name": name, "budget": int(told.removesuffix(")")) if told else None}
 
 
 def at(budget: float, label: str) -> list[Row]:

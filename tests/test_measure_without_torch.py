@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from made_runs import write
+
 import sparsezip
 
-PROGRAM = """
+ABSENT = """
 import sys
 
 class Absent:
@@ -15,6 +18,8 @@ class Absent:
             raise ImportError(name + " is not to be imported here")
 
 sys.meta_path.insert(0, Absent())
+"""
+PROGRAM = """
 import pkgutil, importlib, sparsezip.measure
 
 for room in ("metrics", "benchmarks", "report"):
@@ -40,12 +45,33 @@ print(sparsezip.list_benchmarks(), sparsezip.measure.metrics.yes_no.score([{"ans
 """
 
 
+def without_torch(program, *arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", ABSENT + program, *map(str, arguments)],
+        env={"PYTHONPATH": str(Path(sparsezip.__file__).parents[1])}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
 def test_scoring_and_reporting_need_no_torch():
-    source = str(Path(sparsezip.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM], env={"PYTHONPATH": source}, capture_output=True, text=True
-    )
+    done = without_torch(PROGRAM)
     assert done.returncode == 0, done.stderr
     assert "| m |" in done.stdout
     assert "'pope'" in done.stdout
     assert done.stdout.rstrip().endswith("1.0")
+
+
+def test_the_program_above_is_really_without_torch():
+    done = without_torch("import torch")
+    assert "torch is not to be imported here" in done.stderr
+
+
+@pytest.mark.parametrize("out", [None, "everything"])
+def test_the_whole_command_needs_no_torch(tmp_path, out):
+    folders = [write(tmp_path / "a", ["keep_all", "grid"]), write(tmp_path / "b", ["pool"])]
+    told = ["--out", tmp_path / out] if out else []
+    done = without_torch("from sparsezip import cli\nsys.exit(cli.main(sys.argv[1:]))", "report", *folders, *told)
+    assert (done.returncode, done.stderr) == (0, "")
+    if out:
+        assert len(list((tmp_path / out).iterdir())) == 8
+    else:
+        assert "keep_all" in done.stdout

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from sparsezip.measure.benchmarks.scenes import Scenes
 from sparsezip.measure.clock import spread
 from sparsezip.measure.records import Row
 from sparsezip.measure.report import axes, budgets, chart, fairness, summary, table
@@ -218,7 +219,7 @@ MARKDOWN = """\
 
 **Cost of a question: visual tokens, the LLM's prefill and cache (means), milliseconds (median and p90)**
 
-| method | tokens | per layer | prefill GFLOP | KV MB | TTFT ms | p90 | decode ms | p90 | end to end ms | p90 | x keep_all |
+| method | tokens | per layer | prefill GFLOP | KV MB | TTFT ms | p90 | decode ms | p90 | total ms | p90 | x keep_all |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | keep_all | 576 | 576 | - | - | - | - | - | - | 4.5 | 7.3 | - |
 | random | 64 | 64 | - | - | - | - | - | - | 9.0 | 14.6 | 2.00 |
@@ -356,3 +357,90 @@ def test_an_axis_has_round_steps_around_its_values(values, ticks):
 def test_names_are_text_in_a_picture(swept):
     results = json.loads(json.dumps(swept).replace("random", "a<b>|c"))
     assert "a<b>|c 25.0 at 32" in [text["text"] for text in drawn(results)["text"]]
+
+
+# -- tests and costs ------------------------------------------------------------------------------------------------
+
+
+def test_differences_have_a_test_adjusted_for_how_many_there_are(results):
+    """Student's t with 3 degrees of freedom: t = 5, 3 and 1.732 (the tables of any textbook)."""
+    against = method(results, "random")["differences"]["keep_all"]["exact_match"]
+    other = method(results, "grid")["differences"]["keep_all"]["exact_match"]
+    assert (against["p"], other["p"]) == (pytest.approx(0.0154, abs=1e-4), pytest.approx(0.0577, abs=1e-4))
+    assert (against["p_holm"], other["p_holm"]) == (2 * against["p"], other["p"])
+
+
+def test_adjusted_ps_rise_with_the_raw_ones_and_stop_at_1():
+    family = [{"p": p, "p_holm": None} for p in (0.5, 0.01, 0.02, 0.6, None)]
+    summary._adjust([{str(n): {"differences": {"keep_all": {"s": made}}}} for n, made in enumerate(family)])
+    assert [made["p_holm"] for made in family] == [1.0, 0.04, pytest.approx(0.06), 1.0, None]
+
+
+def test_a_score_says_what_it_rests_on():
+    given = rows()
+    failed = [row if row.id != "0" else Row(**{**row.to_json(), "answer": None, "error": "gone"}) for row in given]
+    score = method(summary.summarise(RECORD, failed), "grid")["scores"]["exact_match"]
+    assert (score["n"], score["value"]) == (7, 3 / 7)
+
+
+def test_what_an_answer_costs():
+    given = [
+        Row(
+            **{
+                **row.to_json(),
+                "prefill_flops": 1e9 * (1 + int(row.id)),
+                "kv_bytes": 3_000_000,
+                "timing_ms": {"prefill": 2.0, "decode": float(row.id), "ttft": 7.0, "total": 7.0 + int(row.id)},
+            }
+        )
+        for row in rows()
+    ]
+    results = summary.summarise(RECORD, given)
+    grid = method(results, "grid")
+    assert (grid["prefill_flops"], grid["kv_bytes"]) == (4.5e9, 3e6)
+    assert grid["ttft_ms"] == {"median": 7, "p10": 7, "p90": 7}
+    assert (grid["decode_ms"]["median"], grid["decode_ms"]["p90"]) == (3.5, pytest.approx(6.3))
+    assert list(grid["stages_ms"]) == ["prefill", "decode"]
+    text = table.markdown(results)
+    assert "| grid | 64 | 64 | 4.5 | 3 | 7.0 | 7.0 | 3.5 | 6.3 | 10.5 | 13.3 | 1.00 |" in text
+    for meaning in ("TTFT: from the question", "Prefill GFLOP: 1e9 operations"):
+        assert meaning in text
+        assert meaning not in MARKDOWN
+
+
+def test_times_of_batches_are_said_to_be_shares():
+    record = {**RECORD, "config": {**RECORD["config"], "batch_size": 8}}
+    text = table.markdown(summary.summarise(record, rows()))
+    assert "Up to 8 questions were answered at a time; times are a question's share of its batch's." in text
+
+
+def test_a_score_is_worked_out_once_for_every_method(monkeypatch):
+    """Captions go through Java: 24 rows of 3 methods, in all and in 2 groups, are 9 sets of answers."""
+    asked = []
+    whole = Scenes.measures
+    monkeypatch.setattr(Scenes, "measures", lambda self, rows: asked.append(len(rows)) or whole(self, rows))
+    summary.summarise(RECORD, rows())
+    assert sorted(asked) == [4] * 6 + [8] * 3
+
+
+def test_scores_around_one_have_three_digits(monkeypatch):
+    monkeypatch.setattr(Scenes, "columns", {"exact_match": "CIDEr"})
+    results = summary.summarise(RECORD, rows())
+    assert "| grid | 8 | 0.500 | 0.000 to 1.000 | -0.375 (-0.773 to +0.023) |" in table.markdown(results)
+    compared = budgets.compare(results, "")
+    assert compared["benchmarks"][0]["methods"]["grid"][0]["value"] == 0.5
+    assert "0.500 ± 0.500 (64)" in table.budgets_markdown(compared)
+    assert "grid 0.500 at 64" in chart.svg(compared)
+
+
+def test_what_comes_from_files_steers_neither_a_terminal_nor_a_page():
+    given = [
+        Row(**{**row.to_json(), "group": "<img src=x>\x1b[31m|" if row.group == "color" else "shape\nsplit"})
+        for row in rows()
+    ]
+    results = summary.summarise(RECORD, given)
+    console = Console(file=io.StringIO(), width=200)
+    table.show(results, console)
+    assert "\x1b" not in console.file.getvalue()
+    assert "| &lt;img src=x> [31m\\| | 4 |" in table.markdown(results)
+    assert "| shape split | 4 |" in table.markdown(results)

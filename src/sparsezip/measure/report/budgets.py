@@ -4,8 +4,8 @@ compared["budgets"]         those of the run, in the order they were asked for
 compared["measured"]        on which model, with what, when
 compared["missing"]         {method: {"budgets", "why"}}: budgets that a method could not meet
 compared["unequal"]         what was not granted the same, in sentences
-compared["benchmarks"]      one for each: "title", "score" (its headline's heading), "digits" (behind the point, where it
-                            is written), "questions", "images", "groups"
+compared["benchmarks"]      one for each: "title", "score" (its headline's heading), "digits" (behind its point),
+                            "questions", "images", "groups"
     ["methods"][name]       points, the most tokens first: "budget" (None: the method's own settings), "sent" and
                             "per_layer" (mean visual tokens, into the LLM and into each of its layers), "ms" (median
                             of the time of an answer), "value", "low" and "high" (95 % interval) as they are shown, in

@@ -56,7 +56,10 @@ def _panel(benchmark: Mapping[str, Any], against: str, unequal: bool) -> tuple[s
     points = [point for its in series.values() for point in its]
     if not points:
         return "\n".join([*parts, text(LEFT, TOP, "Not measured.", colour=FAINT)]), TOP + LINE
-    labels = {name: f"{name} {its[-1]['value']:.1f} at {round(its[-1][against], 1):g}" for name, its in series.items()}
+    digits = benchmark.get("digits", 1)
+    labels = {
+        name: f"{name} {its[-1]['value']:.{digits}f} at {round(its[-1][against], 1):g}" for name, its in series.items()
+    }
     right = WIDTH - LEAD - 8 - min(LETTER * max(map(len, labels.values())), MOST_LABEL)
     x = scale([math.log(point[against]) for point in points], right, LEFT + 10)
     low, high, step = ticks([point["value"] for point in points])

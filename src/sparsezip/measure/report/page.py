@@ -179,7 +179,7 @@ def _inside(image: Image.Image) -> str:
 def _records(record: Mapping[str, Any]) -> Iterator[str]:
     for name, run in (record.get("runs") or {"the run": record}).items():
         kept = {key: run[key] for key in ("model", "data", "sessions", "left_out", "config") if key in run}
-        text = escape(json.dumps(kept, indent=1, ensure_ascii=False))
+        text = escape(json.dumps(kept, indent=1))
         yield _folded(f"Record of {name}", f"<pre>{text}</pre>", True)
 
 

@@ -16,7 +16,7 @@ from .summary import OTHERS
 
 NOT_MEASURED = "-"
 TOKENS = ("tokens", "tokens_per_layer")
-TIMES = {"ttft_ms": "TTFT", "decode_ms": "decode", "latency_ms": "end to end"}
+TIMES = {"ttft_ms": "TTFT", "decode_ms": "decode", "latency_ms": "total"}
 MANY = 8  # methods: more have a row each, where fewer have a column
 WIDE = 400  # characters: a table keeps its own width; cut-off numbers help nobody
 UNEQUAL = "UNEQUAL BUDGETS"  # stands on every table, once that was allowed
@@ -288,7 +288,7 @@ def _meanings(results: Mapping[str, Any]) -> Iterator[str]:
     methods = [method for _, method in _costs(results)]
     if any(method["ttft_ms"] for method in methods):
         yield (
-            "TTFT: from the question to the first token of the answer; decode: from there to its end; end to end: "
+            "TTFT: from the question to the first token of the answer; decode: from there to its end; total: "
             "both; x keep_all: its ratio to keep_all's, question by question (median)."
         )
     sizes = sorted({record["config"].get("batch_size", 1) for record in _runs(results).values()} - {1})
