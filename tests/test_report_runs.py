@@ -146,6 +146,8 @@ def test_rows_of_earlier_versions_are_read(tmp_path):
         for key in ("map", "prefill_flops", "kv_bytes"):
             del row[key]
     (run / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    batch = {"number": 0, "benchmark": "scenes", "ids": [row["id"] for row in old[:8]]}
+    (run / "plan.json").write_text(json.dumps([batch]))
     method = reported(run)["benchmarks"]["scenes"]["methods"]["grid"]
     assert (method["tokens"], method["prefill_flops"], method["kv_bytes"]) == (64, None, None)
 

@@ -35,9 +35,14 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def of(cls, written: Mapping[str, Any]) -> "Plan":
-        """The plan that `to_json` wrote."""
-        return cls(written["samples"], [Batch(**batch) for batch in written["batches"]])
+    def of(cls, written: Any) -> "Plan":
+        """The plan that `to_json` wrote. Earlier versions wrote the batches alone: their order is the data's."""
+        whole = written if isinstance(written, dict) else {"batches": written, "samples": {}}
+        plan = cls(whole["samples"], [Batch(**batch) for batch in whole["batches"]])
+        if whole is not written:
+            for batch in plan.batches:
+                plan.samples.setdefault(batch.benchmark, []).extend(batch.ids)
+        return plan
 
 
 def planned(samples: Mapping[str, Sequence[Sample]], batch_size: int) -> Plan:
