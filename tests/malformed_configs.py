@@ -6,6 +6,7 @@ MALFORMED = {
     # no YAML
     "an open bracket": ("model: [", "line 1: not valid YAML"),
     "a tab": ("model:\n\tmodel_type: grid\n", "line 2: not valid YAML"),
+    "a tag that is long": ("model: " + "!" * 100_000, "line 1: not valid YAML"),
     "two documents": ("model: {}\n---\nrunner: {}\n", "line 2: not valid YAML"),
     "a tag": ("model:\n  model_path: !!python/object/apply:os.system [ls]\n", "line 2: not valid YAML"),
     "an impossible date": ("runner:\n  limit: 2025-99-99\n", "not valid YAML"),
@@ -21,7 +22,7 @@ MALFORMED = {
     # too much
     "brackets without end": ("[" * 20_000, "nested too deeply"),
     "sections without end": (DEEP, "nested too deeply"),
-    "a file without end": ("# and so on\n" * 100_000, "at most 1,048,576 characters"),
+    "a file without end": ("# and so on\n" * 100_000, "at most 131,072 characters"),
     "an alias": ("model: &a {}\nrunner: *a\n", "line 2: not valid YAML: aliases are not supported"),
     "a bomb": ("a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "line 2: not valid YAML: aliases"),
     # no configuration
@@ -49,6 +50,7 @@ MALFORMED = {
     # names
     "an unknown method": ("model:\n  model_type: sparsezap\n", 'line 2: There is no method "sparsezap". Did you mean'),
     "a pair the wrong way round": ("model:\n  model_type: fastv|visionzip\n", 'line 2: "fastv|visionzip" is no pair'),
+    "a method's name that is long": (f"model:\n  model_type: {'a' * 100_000}\n", 'line 2: There is no method "aaaa'),
     "an unknown benchmark": ("runner:\n  dataset: popo\n", 'line 2: There is no benchmark "popo". Did you mean'),
     "a benchmark's file that is missing": ("runner:\n  dataset: nowhere.py\n", "line 2: There is no file nowhere.py"),
     "an unknown preset": ("runner:\n  prompt: lava\n", 'There is no prompt "lava". Did you mean "llava"?'),

@@ -251,8 +251,10 @@ def test_eval_runs_every_method_at_all_its_settings(run, model, data, tmp_path):
 
 def test_the_settings_of_whatever_methods_run(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("model: {model_type: [keep_all, sparsezip, 'visionzip|fastv'], budget: 5,\n"
-                    "  sparsezip: {budget: 7, cross_beta: 0}, 'visionzip|fastv': {fastv: {keep_ratio: 0.5}}}\n")  # fmt: skip
+    file.write_text(
+        "model: {model_type: [keep_all, sparsezip, 'visionzip|fastv'], budget: 5,\n"
+        "  sparsezip: {budget: 7, cross_beta: 0}, 'visionzip|fastv': {fastv: {keep_ratio: 0.5}}}\n"
+    )
 
     def budgets(options: dict, *sets: str) -> list[tuple]:
         document, settings = cli.options.gather(file, options, list(sets), [])

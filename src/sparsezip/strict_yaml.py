@@ -15,7 +15,7 @@ from .errors import ConfigError
 
 Keys = tuple[str, ...]
 
-LONGEST = 1 << 20  # characters of a file: /dev/zero has no end
+LONGEST = 1 << 17  # characters of a file: /dev/zero has no end, and PyYAML takes its time
 DEEPEST = 20
 UNREADABLE = re.compile(r"[\0-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # written as "\0" or "\ud800"
 

@@ -20,6 +20,8 @@ from .listing import list_
 from .report import report
 from .timing import time_
 
+LONGEST = 2000  # characters of a message
+
 app = typer.Typer(
     name="sparsezip",
     help="Send fewer visual tokens to a vision-language model, and see what that costs and saves.",
@@ -66,8 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         code, message = _failure(error)
         if message:  # none: the help was shown instead
-            print(f"sparsezip: {' '.join(message.split())}", file=sys.stderr)
+            print(f"sparsezip: {_line(message)}", file=sys.stderr)
         return code
+
+
+def _line(message: str) -> str:
+    """On one line that can be read, whatever a file's author had it quote."""
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def _failure(error: Exception) -> tuple[int, str]:

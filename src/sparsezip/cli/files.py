@@ -1,4 +1,4 @@
-"""Where the files lie that a run asks about: in a folder of the user's, in the user's cache, in the run's own folder."""
+"""Where the files lie that a run asks about: a folder of the user's, the user's cache, or the run's own folder."""
 
 import os
 from pathlib import Path
