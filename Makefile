@@ -6,7 +6,7 @@ READY := .venv/ready
 BENCHMARKS := pope,mme,docvqa,scenes
 METHODS := keep_all,sparsezip,visionzip,random,grid
 
-.PHONY: run test check fix setup lmms-eval-test
+.PHONY: run test check fix setup lmms-eval-test throughput
 
 # Five methods on four benchmarks of the small model that ships with the package. Stopped and started again, it
 # goes on where it was; finished, it shows its table again. `rm -r runs/readme` measures anew.
@@ -28,6 +28,10 @@ lmms-eval-test:
 	.venv-lmms/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . 'lmms-eval==0.7.3'
 	.venv-lmms/bin/python -m pip uninstall --quiet --yes torchvision  # there is none for every torch; images need none
 	.venv-lmms/bin/python tests/lmms_eval_test.py
+
+# Questions answered together, sharing their images, against one by one. Half an hour; on a quiet machine.
+throughput: setup
+	$(BIN)/python tests/throughput.py
 
 fix: setup
 	$(BIN)/ruff check --fix .

@@ -49,7 +49,7 @@ def write(out: Path, seed: int, scenes: int) -> None:
     except OSError as error:
         raise UsageError(f"The sets cannot be written to {out} ({error.strerror}).") from None
     _write_scenes(partial / "scenes", seed, scenes)
-    _write_pope(partial / "pope", seed, max(2, scenes // 4))
+    write_pope(partial / "pope", seed, max(2, scenes // 4))
     _write_mme(partial / "mme", seed, max(2, scenes // 10))
     _write_docvqa(partial / "docvqa", seed, max(2, scenes // 5))
     partial.rename(out)
@@ -88,14 +88,19 @@ def _write_scenes(folder: Path, seed: int, count: int) -> None:
     _lines(folder / "scenes.jsonl", rows)
 
 
-def _write_pope(folder: Path, seed: int, count: int) -> None:
+def write_pope(folder: Path, seed: int, count: int) -> None:
+    """Write `count` scenes in POPE's layout: in each of its splits six questions an image, where it holds three things.
+
+    Real POPE has 500 images.
+    """
     scenes = [held_out(seed, f"pope/{i}") for i in range(count)]
+    for i, scene in enumerate(scenes):
+        _save(scene, folder / "images" / f"{i:05d}.png")
     frequent = [pair for pair, _ in Counter(pair for s in scenes for pair in sorted(pairs(s))).most_common()]
     for split in ("random", "popular", "adversarial"):
         rows: list[dict[str, Any]] = []
         for i, scene in enumerate(scenes):
             rng, name, here = random.Random(f"{seed}/pope/{split}/{i}"), f"{i:05d}.png", sorted(pairs(scene))
-            _save(scene, folder / "images" / name)
             present = rng.sample(here, min(3, len(here)))
             missing: list[tuple[str, str]] = []
             if split == "popular":
