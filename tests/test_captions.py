@@ -132,8 +132,9 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(unasked, monkeypatch, t
     with pytest.raises(UsageError, match="no java on PATH"):
         caption.score(ROWS)
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
-    with pytest.raises(UsageError, match=r"pip install .*sparsezip\[captions\]"):
-        caption.check()
+    for call in (caption.check, lambda: caption.score(ROWS)):
+        with pytest.raises(UsageError, match=r"pip install .*sparsezip\[captions\]"):
+            call()
 
 
 @pytest.mark.parametrize(
@@ -187,15 +188,25 @@ def test_captions_and_references_without_a_word():
 
 
 def test_the_jackknife_of_a_mean_is_the_mean():
-    rng = np.random.default_rng(0)
-    images = [str(image) for image in rng.integers(0, 30, 100)]
-    values = rng.random(100)
-    parts = np.stack([values, np.ones(100)], 1)
+    values = np.random.default_rng(0).random(30)
+    images = [str(image) for image in range(30)]
+    parts = np.stack([values, np.ones(30)], 1)
     (estimate,) = jackknife(images, parts, lambda sums: sums[..., :1] / sums[..., 1:])
-    plain = mean(zip(images, values, strict=True))
-    assert estimate.value == pytest.approx(plain.value)
-    assert estimate.n == plain.n
-    assert estimate.interval() == pytest.approx(plain.interval(), rel=0.02)  # images of unequal size: not quite linear
+    assert (estimate.value, estimate.n) == (pytest.approx(values.mean()), 30)
+    assert estimate.interval() == pytest.approx(mean(zip(images, values, strict=True)).interval())
+
+
+def test_the_jackknife_leaves_out_whole_images(asked_before):
+    images = [place % 9 for place in range(40)]  # some with four captions, some with five
+    counts = caption.without_java(CAPTIONS, REFERENCES)[1]
+    left_out = []
+    for image in range(9):
+        rest = [place for place in range(40) if images[place] != image]
+        left_out.append(caption.score([ROWS[place] for place in rest])["Bleu_4"]["corpus"])
+    error = math.sqrt(8 / 9 * sum((value - np.mean(left_out)) ** 2 for value in left_out))
+    estimate = jackknife([str(image) for image in images], counts, caption._bleu)[3]
+    low, high = estimate.interval()
+    assert (high - low) / 2 == pytest.approx(2.3060041 * error, rel=1e-6)  # Student's t, 8 degrees of freedom
 
 
 @pytest.mark.parametrize("name", ["Bleu_1", "Bleu_4", "METEOR"])
@@ -256,6 +267,20 @@ def test_bleu_is_the_papers():
         product *= right / total
         bleu = product ** (1 / n) * min(1, math.exp(1 - nearest / words))
         assert scores[f"Bleu_{n}"]["corpus"] == pytest.approx(bleu, rel=1e-6)
+
+
+def test_the_counts_behind_bleu_know_captions_that_are_too_short():
+    short = [" ".join(text.split()[:7]) for text in CAPTIONS]
+    scores, counts = caption.without_java(short, REFERENCES)
+    lengths = [text.count(" ") + 1 for text in short]
+    nearest = [
+        sorted(((len(other.split()) - mine) ** 2, len(other.split())) for other in references)[0][1]
+        for mine, references in zip(lengths, REFERENCES, strict=True)
+    ]
+    assert sum(lengths) < sum(nearest)
+    assert counts[:, 8:].tolist() == [list(pair) for pair in zip(lengths, nearest, strict=True)]
+    for n, value in enumerate(caption._bleu(counts.sum(0)), 1):
+        assert value == pytest.approx(scores[f"Bleu_{n}"]["corpus"], rel=1e-9)
 
 
 def test_rouge_l_is_an_f_measure_of_the_longest_common_subsequence():

@@ -183,7 +183,6 @@ def _meteor_counts(captions: Sequence[str], references: Sequence[Sequence[str]])
     ]
     new = list(dict.fromkeys(texts for texts in asked if texts not in _COUNTS))
     if new:
-        check()
         from pycocoevalcap.meteor import meteor
 
         jar = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
