@@ -17,7 +17,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.plan, self.asked = {}, [], []
-        self.etags, self.length, self.pace = True, True, 0.0
+        self.etags, self.weak, self.length, self.pace = True, False, True, 0.0
 
     @property
     def url(self) -> str:
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         if server.etags:
-            self.send_header("ETag", etag)
+            self.send_header("ETag", f"W/{etag}" if server.weak else etag)
         if server.length:
             self.send_header("Content-Length", str(len(body) - start + (fault or {}).get("more", 0)))
         if "encoding" in (fault or {}):

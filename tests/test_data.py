@@ -334,6 +334,20 @@ def test_check_explains_docvqas_registration(run, tmp_path):
         assert word in out
 
 
+def test_check_knows_whose_the_hubs_rows_are(run, tmp_path):
+    """Rows of the Hub tell nothing of their data set: source.json does."""
+    row = {"category": "random", "image_source": "COCO_1", "question_id": 1, "question": "Is it?", "answer": "yes"}
+    (tmp_path / "hub.jsonl").write_text(json.dumps(row))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "COCO_1.jpg").write_bytes(picture())
+    for source, expected in (({"id": benchmark("pope").hub.id}, 0), ({"id": "someone/else"}, 2), ("{", 2)):
+        (tmp_path / "source.json").write_text(json.dumps(source))
+        code, out, _ = run("data", "check", tmp_path)
+        assert (code, [line.split(".")[0] for line in out.splitlines()[::2]]) == (
+            expected, ["pope: ready"] if not expected else [],
+        )  # fmt: skip
+
+
 def test_check_of_an_empty_folder(run, tmp_path):
     for folder, message in ((tmp_path, "holds no benchmark"), (tmp_path / "nowhere", "There is no folder")):
         code, out, err = run("data", "check", folder)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import ssl
+import urllib.error
 import urllib.request
 
 import pytest
@@ -45,9 +46,10 @@ def cut(server, at=1 << 20):
 def stopped(fetch, server, monkeypatch, at=1 << 20):
     """A fetch that ended after `at` bytes and was not tried again."""
     cut(server, at)
+    server.plan.append(503)
     with monkeypatch.context() as patch:
         patch.setattr(downloads, "ATTEMPTS", 1)
-        with pytest.raises(FailureError, match=r"ended after .* is kept; the same command goes on with it"):
+        with pytest.raises(FailureError, match=r"says 503 .* is kept; the same command goes on with it"):
             fetch()
 
 
@@ -72,6 +74,21 @@ def test_a_broken_connection_goes_on_where_it_was(fetch, server):
     assert [asked.get("Range") for asked in server.asked] == [
         None, "bytes=100000-", f"bytes={100_000 + (1 << 20)}-", f"bytes={100_000 + (1 << 20)}-",
     ]  # fmt: skip
+
+
+def test_only_attempts_in_a_row_that_bring_nothing_count(fetch, server):
+    for _ in range(3):
+        server.plan += [503] * 4
+        cut(server, 100_000)
+    assert fetch() == BODY
+
+
+def test_a_weak_etag_does_not_stand_for_the_bytes(fetch, server, monkeypatch):
+    server.weak = True
+    stopped(fetch, server, monkeypatch)
+    assert fetch() == BODY
+    assert "Range" in server.asked[-1]
+    assert "If-Range" not in server.asked[-1]
 
 
 def test_a_later_call_goes_on_with_the_same_file(fetch, server, monkeypatch):
@@ -180,6 +197,19 @@ def test_a_server_that_says_nothing_is_given_up(fetch, server, monkeypatch):
     server.pace = 0.3
     with pytest.raises(FailureError, match="timed out"):
         fetch()
+
+
+def test_a_wrong_certificate_is_not_tried_again(fetch, monkeypatch):
+    asked = []
+
+    def opener(_):
+        asked.append(1)
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("hostname mismatch"))
+
+    monkeypatch.setattr(downloads, "opener", opener)
+    with pytest.raises(FailureError, match=r"cannot be fetched: .*hostname mismatch"):
+        fetch()
+    assert len(asked) == 1
 
 
 def test_nobody_there(fetch, monkeypatch):

@@ -37,7 +37,7 @@ class Download:
     """A file to be fetched.
 
     cap: the most bytes that are taken. size, sha256: what was published, and `by` whom. schemes: plain http is for
-    tests. patience: seconds before the second attempt, doubled for each further one.
+    tests. patience: seconds before another attempt, doubled while none brings anything.
     """
 
     url: str
@@ -91,13 +91,13 @@ class Download:
                     error.close()
                 if not _passing(error):
                     raise FailureError(f"{self.url} cannot be fetched: {_said(error)}.") from None
-                failures = 1 if _size(self._partial) > before else failures + 1
+                failures = 0 if _size(self._partial) > before else failures + 1
                 if failures == ATTEMPTS:
                     raise FailureError(
                         f"{self.url} cannot be fetched: {_said(error)}, {ATTEMPTS} times in a row. What has arrived "
                         f"({_size(self._partial):,} bytes) is kept; the same command goes on with it."
                     ) from None
-                time.sleep(self.patience * 2 ** (failures - 1))
+                time.sleep(self.patience * 2**failures / 2)
 
     def _attempt(self) -> None:
         """One request. Returns when the file is whole, raises OSError or HTTPException when the connection breaks."""
@@ -176,9 +176,7 @@ class Download:
             known = json.loads(self._note.read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        if not isinstance(known, dict) or set(known) != {"url", "etag", "modified", "length"}:
-            return None
-        return known if known["url"] == self.url else None
+        return known if isinstance(known, dict) and set(known) == {"url", "etag", "modified", "length"} else None
 
     def _forget(self) -> None:
         self._note.unlink(missing_ok=True)
