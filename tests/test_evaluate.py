@@ -77,7 +77,7 @@ def test_the_warm_up_is_as_long_as_is_asked(data, tmp_path, warmup, sizes):
 class Choking(FakeModel):
     """Fails on one question of sixteen, or on all."""
 
-    choked = "shape is thing 0?"
+    choked = "color is thing 0?"
 
     def answer(self, images, questions, method, max_new_tokens):
         if any(self.choked in question for question in questions):
@@ -87,7 +87,7 @@ class Choking(FakeModel):
 
 def test_a_first_question_that_fails_does_not_end_the_run_in_its_warm_up(data, tmp_path):
     results = evaluate(Choking(), ["scenes"], ["grid"], tmp_path / "out", data=data)
-    assert [failure["id"] for failure in results["failures"]] == ["1"]
+    assert [failure["id"] for failure in results["failures"]] == ["0"]
     model = Choking()
     model.choked = "?"
     with pytest.raises(FailureError, match="grid answers no question of scenes"):

@@ -1,5 +1,6 @@
 """What a run leaves on disk, and that one which was killed, added to or handed over goes on to the same end."""
 
+import io
 import json
 import os
 import random
@@ -12,11 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 from fake_model import FakeModel, kept, run, untimed, write_data, written
+from rich.console import Console
 
 from sparsezip.errors import FailureError, RunMismatchError, SettingError, UnknownNameError, UsageError
 from sparsezip.measure.evaluate import evaluate
+from sparsezip.measure.plan import Plan
 from sparsezip.measure.report import summary
-from sparsezip.measure.store import read_rows
+from sparsezip.measure.store import Store, read_rows
 
 
 @pytest.fixture
@@ -59,7 +62,9 @@ def test_what_a_kill_left_behind_the_last_whole_row_is_cut_off(data, tmp_path):
     run(tmp_path / "out", data)
     path = tmp_path / "out" / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-200] + b"x" * 9999)
-    run(tmp_path / "out", data)
+    console = Console(file=io.StringIO(), width=80)
+    run(tmp_path / "out", data, console=console)
+    assert "96 of 96 answers" in console.file.getvalue()  # those that were there are counted
     assert b"x" * 9 not in path.read_bytes()
     assert len(read_rows(tmp_path / "out")) == 96
 
@@ -251,6 +256,19 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(data, tmp_path, room):
     assert untimed(run(tmp_path / "out", data)) == whole
     assert (tmp_path / "out" / "answers.jsonl").read_bytes().startswith(there[: there.rfind(b"\n") + 1])
     assert kept(tmp_path / "out") == kept(tmp_path / "whole")
+
+
+def test_a_line_that_the_system_takes_in_parts_is_written_whole(data, tmp_path):
+    run(tmp_path / "whole", data, limit=2)
+    rows = read_rows(tmp_path / "whole")
+    record = {"config": {"methods": {}}}
+    with Store(tmp_path / "out", record, Plan({}, [])) as store:
+        taken = store._answers
+        store._answers = SimpleNamespace(
+            write=lambda text: taken.write(text[:100]), fileno=taken.fileno, close=taken.close
+        )
+        assert store.append(rows) == len(rows)
+    assert read_rows(tmp_path / "out") == rows
 
 
 def test_a_folder_that_is_read_only_is_a_usage_error(data, tmp_path, monkeypatch):

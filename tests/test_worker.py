@@ -190,8 +190,8 @@ def test_whatever_else_fails_is_found_by_halves_and_leaves_the_size_alone(sample
     rows = one.answer(job(samples))
     assert [(row.id, row.error) for row in rows if row.error] == [("9", "ValueError: cannot swallow that")]
     assert len(model.sizes()) == 1 + 2 * 4  # the batch, then two halves at each of four depths
-    one.answer(job(samples[:8]))
-    assert model.sizes() == [8]
+    one.answer(job(samples[:8] + samples[10:]))
+    assert model.sizes() == [14]
 
 
 def test_an_answer_that_is_not_whole_is_a_failure_of_its_question(samples):
