@@ -51,6 +51,22 @@ def test_every_official_address_is_https_and_capped():
         assert source.questions
 
 
+def test_the_page_says_what_is_fetched():
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8")
+    lines = {line.split("|")[1].strip(" `"): line for line in page.splitlines() if line.startswith("| `")}
+    assert set(lines) == set(OFFICIAL)
+    for name, source in OFFICIAL.items():
+        files = [file for part in source.parts for file in part.files]
+        _, _, questions, names, size, hub, _, _ = (cell.strip() for cell in lines[name].split("|"))
+        assert questions == f"{source.questions:,}"
+        assert hub == benchmark(name).hub.id
+        if files:
+            assert names.split(", ") == [file.name for file in files]
+            known = sum(file.size or 0 for file in files) / 1e9
+            assert known <= float(size.removesuffix(" GB")) + 0.05
+            assert float(size.removesuffix(" GB")) <= sum(file.size or file.cap for file in files) / 1e9
+
+
 # -- a benchmark ---------------------------------------------------------------------------------------------------
 
 
