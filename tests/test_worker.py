@@ -151,6 +151,7 @@ def test_what_torch_and_others_say_when_memory_runs_out_is_understood():
         RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB)"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
         RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ]
     assert all(out_of_memory(error) for error in alike)
     others = [

@@ -22,7 +22,12 @@ from . import maps
 from .plan import Batch
 from .records import Row, Sample
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of an accelerator, of the machine
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "alloc_failed",
+)  # accelerators, the machine, cuBLAS
 
 
 @runtime_checkable
