@@ -56,6 +56,7 @@ PLACED_S = 120.0  # how long a worker may wait for a place on the cluster
 REACHED_S = 5.0  # how long an address may take to answer
 DEATHS = 3  # so many workers may one job cost; so often may a lost one's place be tried to fill
 PACKAGE = Path(errors.__file__).parent
+SOURCE = "sparsezip's source"
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # a greeting and empty settings
 STEPS = {"place": "open", "open": "warm_up"}  # what comes next, up to a worker's first job
 log = logging.getLogger(__name__)
@@ -72,15 +73,18 @@ class Actor:
             return None, self._sendable(error)
 
     def place(self, asker: str, folder: str, installed: Mapping[str, str]) -> None:
-        """Take up work for the process in `folder` on the machine `asker`, with the same packages `installed`."""
+        """Take up work for the process in `folder` on the machine `asker`, with the same packages `installed`.
+
+        On that machine itself the source is the same folder, whoever writes to it meanwhile.
+        """
         self._asker, self._here = asker, platform.node()
         with suppress(OSError):  # relative paths mean the same; if the folder is missing, the images will be
             os.chdir(folder)
         for name, here in _installed().items():
-            if here != installed[name]:
+            if here != (there := installed.get(name, "none")) and (name != SOURCE or self._here != asker):
                 raise UsageError(
-                    f"{self._here} has {name} {here}, but {asker} has {installed[name]}, so that results would not "
-                    "compare. Install the same on every machine."
+                    f"{self._here} has {name} {here}, but {asker} has {there}, so that results would not compare. "
+                    "Install the same on every machine."
                 )
 
     def open(self, make: Callable[[], Worker]) -> dict[str, Any]:
@@ -341,20 +345,20 @@ def _installed() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     sources = sorted(PACKAGE.rglob("*.py"))
-    return found | {"sparsezip's source": sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]}
+    return found | {SOURCE: sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]}
 
 
 def _reach(address: str) -> None:
     """Raise UsageError unless something like a Ray cluster answers at `address`; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdecimal():
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         raise SettingError(f'address is "{address}", but must be HOST:PORT as `ray start --head` tells it, or auto.')
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_S) as line:
             line.sendall(HTTP2)
             if not os.environ.get("RAY_USE_TLS") and line.recv(9)[3:4] != b"\4":  # the settings of the other side
                 raise OSError("what answers is no Ray cluster")
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UsageError(
             f"No Ray cluster answers at {address} ({error}). Start one with `ray start --head`, which tells its "
             "address, or leave the address out to work on this machine alone."
