@@ -22,7 +22,7 @@ sys.meta_path.insert(0, Absent())
 PROGRAM = """
 import pkgutil, importlib, sparsezip.measure
 
-for room in ("metrics", "benchmarks", "report"):
+for room in ("metrics", "benchmarks", "data", "report"):
     package = importlib.import_module("sparsezip.measure." + room)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(package.__name__ + "." + module.name)

@@ -14,7 +14,7 @@ ALIASES = {"coco": "coco_caption", "vqa": "vqav2"}
 @app.command("get")
 def get_(
     name: Annotated[str, typer.Argument(help="A name of `sparsezip list benchmarks`.")],
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where the files go; benchmarks share it.")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; benchmarks share it.")] = Path(
         "data"
     ),
     from_: Annotated[
