@@ -76,10 +76,10 @@ def _panel(benchmark: Mapping[str, Any], against: str, unequal: bool) -> tuple[s
     legend = f"solid: in front of the LLM; dashed: inside it; dotted: both; {FEWER[against]} (log scale)"
     parts.append(text(LEFT, height - 10, legend, colour=FAINT))
     places = spread({name: y(its[-1]["value"]) for name, its in series.items()}, TOP, height - BOTTOM)
-    coloured = [name for name in series if name not in (REFERENCE, FLOOR)]
+    fixed = {REFERENCE: INK, FLOOR: RULE}
+    coloured = [name for name in series if name.partition(" [")[0] not in fixed]
     for name, its in series.items():
-        fixed = {REFERENCE: INK, FLOOR: RULE}
-        colour = fixed.get(name) or COLOURS[coloured.index(name) % len(COLOURS)]
+        colour = fixed.get(name.partition(" [")[0]) or COLOURS[coloured.index(name) % len(COLOURS)]
         dots = [(x(math.log(point[against])), y(point["value"])) for point in its]
         path = " ".join(f"{across:.1f},{down:.1f}" for across, down in dots)
         dash = DASHES[_where(name, its)]

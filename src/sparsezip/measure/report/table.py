@@ -17,7 +17,7 @@ from .summary import OTHERS
 NOT_MEASURED = "-"
 TOKENS = ("tokens", "tokens_per_layer")
 TIMES = {"ttft_ms": "TTFT", "decode_ms": "decode", "latency_ms": "total"}
-MANY = 8  # methods: more have a row each, where fewer have a column
+MANY, LONG = 8, 90  # methods, letters of their names: more have a row each, where fewer have a column
 WIDE = 400  # characters: a table keeps its own width; cut-off numbers help nobody
 UNEQUAL = "UNEQUAL BUDGETS"  # stands on every table, once that was allowed
 
@@ -231,7 +231,7 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     headline, labels = benchmark["headline"], results["methods"]
     form = form_of(benchmark, headline)
     title = f"{benchmark['title']}: {benchmark['columns'][headline]} by {benchmark['group_noun']}"
-    if len(labels) > MANY:  # too many for columns
+    if len(labels) > MANY or sum(map(len, labels)) > LONG:
         parts = benchmark["groups"].values()
         rows = [
             [label, *(_value(benchmark, part["methods"][label]["scores"], headline) for part in parts)]
