@@ -9,7 +9,6 @@ MALFORMED = {
     "a tag that is long": ("model: " + "!" * 100_000, "line 1: not valid YAML"),
     "two documents": ("model: {}\n---\nrunner: {}\n", "line 2: not valid YAML"),
     "a tag": ("model:\n  model_path: !!python/object/apply:os.system [ls]\n", "line 2: not valid YAML"),
-    "an impossible date": ("runner:\n  limit: 2025-99-99\n", "not valid YAML"),
     "a number of 5,000 digits": ("runner:\n  seed: " + "9" * 5000, "not valid YAML"),
     # no text
     "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "Cannot read the configuration"),
@@ -59,7 +58,10 @@ MALFORMED = {
     # values
     "a word for a number": ("runner:\n  limit: many\n", "line 2: runner.limit: Input should be a valid integer"),
     "a switch for a number": ("runner:\n  batch_size: true\n", "line 2: runner.batch_size"),
-    "a date for a name": ("runner:\n  output_dir: 2025-01-01\n", "line 2: runner.output_dir"),
+    "a number for a name": ("runner:\n  output_dir: 20250101\n", "line 2: runner.output_dir"),
+    "a time for a number": ("runner:\n  limit: 1:30\n", "line 2: runner.limit: Input should be a valid integer"),
+    "an octal number": ("runner:\n  limit: 010\n", "line 2: runner.limit: Input should be a valid integer"),
+    "a no for a switch": ("model:\n  sparsezip: {dynamic_k: no}\n", "line 2: SparseZip: dynamic_k"),
     "a date for a number": ("model:\n  sparsezip: {k_min: 2025-01-01}\n", "line 2: SparseZip: k_min"),
     "a list of lists": ("model:\n  model_type: [[grid]]\n", "line 2: model.model_type"),
     "no method": ("model:\n  model_type: []\n", "line 2: model.model_type"),

@@ -1,5 +1,6 @@
 """Configuration files: the published shape runs, and every slip is one line that says where."""
 
+import math
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from malformed_configs import MALFORMED
 from sparsezip import cli
 from sparsezip.config import Document, Model, Runner, dump, override, read_yaml, resolve
 from sparsezip.errors import ConfigError
+from sparsezip.strict_yaml import parse
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.yaml"))
@@ -181,6 +183,17 @@ def test_a_malformed_file_ends_in_one_line_before_anything_runs(answered, monkey
 def test_an_empty_file_and_empty_sections_mean_the_defaults(read):
     for text in ("", "# nothing\n", "model:\nrunner:\n", "model:\n  sparsezip:\n"):
         assert resolve(read(text)).of("sparsezip") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8", 8), ("-8", -8), ("0", 0), ("0.5", 0.5), (".5", 0.5), ("2.", 2.0), ("-1.5e3", -1500.0), ("true", True),
+     ("null", None), ("~", None), ("", None), ("False", False), ("010", "010"), ("0x1f", "0x1f"), ("1_000", "1_000"),
+     ("1:30", "1:30"), ("2025-01-01", "2025-01-01"), ("no", "no"), ("on", "on"), ("'8'", "8"), (".inf", math.inf)],
+)  # fmt: skip
+def test_what_a_value_is_read_as(text, value):
+    found = parse(f"key: {text}", "x", {})["key"]
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_a_number_with_an_exponent_is_a_number(read):

@@ -1,8 +1,9 @@
 """YAML without surprises, and where in it every key stands.
 
 A key given twice is refused, where PyYAML silently takes the last: SparseZip's published files set switches both ways.
-1e-3 is a number, as in YAML 1.2; there are no aliases, so no cycles and no bombs; nothing is nested deeper than a
-configuration can be, and no text holds what no terminal or path can.
+Values are read as in YAML 1.2: 1e-3 is a number, and 010, 1:30, 2025-01-01 and "no" are words. There are no aliases, so
+no cycles and no bombs; nothing is nested deeper than a configuration can be, and no text holds what no terminal or path
+can.
 """
 
 import re
@@ -27,9 +28,15 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_Loader.yaml_implicit_resolvers = {}  # PyYAML's are those of YAML 1.1
+for _kind, _pattern in (
+    ("null", r"null|Null|NULL|~|"),
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)"),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan"),
+    ("merge", r"<<"),  # so that it is refused
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^({_pattern})$"), None)
 
 
 def read(path: str | Path) -> tuple[Any, dict[Keys, str]]:
