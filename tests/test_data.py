@@ -169,6 +169,21 @@ def test_a_bad_archive_leaves_no_folder(pope, server, tmp_path):
         assert not list(tmp_path.rglob("escaped*"))
 
 
+def test_a_folder_appears_in_one_step(pope, monkeypatch, tmp_path):
+    """A kill at the last moment: all of it is under its name, or nothing."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            get(benchmark("pope"), tmp_path, **pope)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".get", "sources.json"]
+    get(benchmark("pope"), tmp_path, **pope)
+    assert check(benchmark("pope"), tmp_path).missing == ""
+
+
 def test_two_processes_do_not_fetch_to_one_folder(pope, tmp_path):
     with gets._locked(tmp_path), pytest.raises(UsageError, match="Another process is fetching"):
         get(benchmark("pope"), tmp_path, **pope)
