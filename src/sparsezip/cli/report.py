@@ -9,7 +9,7 @@ from ..errors import SettingError, UsageError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs, finished or not.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS", help="Folders of runs, finished or not.")],
     out: Annotated[
         Path | None,
         typer.Option(
