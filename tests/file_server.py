@@ -42,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", fault)
             self.send_header("Content-Length", "0")
             return self.end_headers()
+        time.sleep((fault or {}).get("wait", 0))
         if self.path not in server.files:
             return self.send_error(404)
         body = server.files[self.path]

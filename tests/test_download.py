@@ -193,10 +193,16 @@ def test_a_server_that_stays_busy_is_given_up(fetch, server):
 
 def test_a_server_that_says_nothing_is_given_up(fetch, server, monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT", 0.05)
-    monkeypatch.setattr(downloads, "ATTEMPTS", 2)
-    server.pace = 0.3
-    with pytest.raises(FailureError, match="timed out"):
+    server.plan += [{"wait": 0.3}] * 5
+    with pytest.raises(FailureError, match="timed out, 5 times in a row"):
         fetch()
+
+
+def test_a_server_that_stops_again_and_again_is_not_given_up(fetch, server, monkeypatch):
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.1)
+    server.files["/file"], server.pace = BODY[:600_000], 0.3
+    assert fetch() == BODY[:600_000]
+    assert len(server.asked) > 1
 
 
 def test_a_wrong_certificate_is_not_tried_again(fetch, monkeypatch):

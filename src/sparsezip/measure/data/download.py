@@ -134,7 +134,7 @@ class Download:
     def _receive(self, response: HTTPResponse, have: int, length: int | None) -> None:
         most = min(self.cap, self.size or self.cap)
         with self._partial.open("ab") as file:
-            while chunk := response.read(CHUNK):
+            while chunk := response.read1(CHUNK):  # what has come, so that a kill loses no more than that
                 have += len(chunk)
                 if have > most:
                     file.truncate(0)
