@@ -3,15 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
-BENCHMARKS := pope,mme,docvqa,scenes
-METHODS := keep_all,sparsezip,visionzip,random,grid
 
 .PHONY: run test check fix setup lmms-eval-test throughput
 
-# Five methods on four benchmarks of the small model that ships with the package. Stopped and started again, it
-# goes on where it was; finished, it shows its table again. `rm -r runs/readme` measures anew.
+# Five methods on four benchmarks of the small model that ships with the package, and a report of it. Stopped and
+# started again, it goes on where it was; finished, it shows its table again. `rm -r runs/readme` measures anew.
 run: setup
-	$(BIN)/sparsezip eval --model testbed --benchmark $(BENCHMARKS) --method $(METHODS) --out runs/readme --limit 240
+	$(BIN)/sparsezip eval --config configs/testbed.yaml --out runs/readme
+	$(BIN)/sparsezip report runs/readme --out runs/readme/report
 
 test: check
 	$(BIN)/python -m pytest
