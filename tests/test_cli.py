@@ -565,6 +565,7 @@ def test_more_tokens_than_patches(run, model, image, data, tmp_path, no_model):
         (["--data", "nowhere"], "nowhere"),
         (["color"], '"color" belongs to no option'),
         (["--benchmark", "nowhere.py"], "There is no file nowhere.py"),
+        (["--model", "nowhere.py"], "There is no file nowhere.py"),
         (["--runner", "rai"], "--runner: runner.runner: Input should be 'local' or 'ray', not 'rai'"),
         (["--workers", "2"], "--workers: workers is for --runner ray"),
         (["--address", "auto"], "--address: address is for --runner ray"),

@@ -10,6 +10,7 @@ import typer
 
 from .. import config
 from ..config import Document, Settings
+from ..errors import SettingError
 
 BUDGET = 64  # tokens per image where no file, option or setting says how many
 COMPARED = ["keep_all", "sparsezip", "visionzip", "random", "grid"]
@@ -71,9 +72,12 @@ def check_tokens(settings: Settings, methods: Sequence[Any]) -> None:
     """Refuse more tokens than the model's images have patches, before a weight is read."""
     from ..models.load import patches
 
-    if settings.model.model_path.endswith(".py"):  # a user's own: it says so itself when it is asked
+    path = settings.model.model_path
+    if path.endswith(".py"):  # a user's own: what its images have shows when it is asked
+        if not Path(path).is_file():
+            raise SettingError(f"There is no file {path}.")
         return
-    count = patches(settings.model.model_path)
+    count = patches(path)
     for method in methods if count else ():
         method.check(count)
 
