@@ -67,7 +67,7 @@ MALFORMED = {
     "no method": ("model:\n  model_type: []\n", "line 2: model.model_type"),
     "no worker": ("runner:\n  runner: ray\n  workers: 0\n", "line 3: runner.workers"),
     "a limit below one": ("runner:\n  limit: 0\n", "line 2: runner.limit"),
-    "a warm-up below none": ("runner:\n  warmup: -1\n", "line 2: runner.warmup"),
+    "no warm-up": ("runner:\n  warmup: 0\n", "line 2: runner.warmup"),
     "a seed beyond 64 bits": ("runner:\n  seed: 9223372036854775808\n", "line 2: runner.seed"),
     "a limit beyond counting": ("runner:\n  limit: 1" + "0" * 30, "line 2: runner.limit"),
     "infinity": ("model:\n  sparsezip: {tau_feat: .inf}\n", "line 2: SparseZip: tau_feat"),

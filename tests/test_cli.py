@@ -570,7 +570,7 @@ def test_more_tokens_than_patches(run, model, image, data, tmp_path, no_model):
         (["--workers", "2"], "--workers: workers is for --runner ray"),
         (["--address", "auto"], "--address: address is for --runner ray"),
         (["--runner", "ray", "--workers", "0"], "--workers"),
-        (["--warmup", "-1"], "--warmup"),
+        (["--warmup", "0"], "--warmup"),
         (["--set", "method=3"], "say which method"),
         (["--set", "method.k_min=3"], '--set method.k_min=3: visionzip has no key "k_min"'),
         (["--set", "method.budget=6,many"], "--set method.budget=6,many: model.budget: a number of tokens"),

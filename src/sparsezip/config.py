@@ -118,7 +118,7 @@ class Runner(_Section):
     limit: Count | None = None
     prompt: str | None = None
     batch_size: Count = 1
-    warmup: int | None = Field(default=None, ge=0, lt=2**31, description="questions; None: a batch of each benchmark")
+    warmup: Count | None = Field(default=None, description="questions of each benchmark; None: a batch")
     runner: Literal["local", "ray"] = "local"
     workers: Count = 1
     address: str | None = Field(default=None, description="of a Ray cluster; None: this machine")
