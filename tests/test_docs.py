@@ -16,7 +16,7 @@ from sparsezip import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 ROOMS = tuple(
     f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and path.name not in ("runs", ".git", ".venv")
 )
