@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: run test check fix setup lmms-eval-test throughput
+.PHONY: run test check fix setup lmms-eval-test throughput kill-test
 
 # Five methods on four benchmarks of the small model that ships with the package, and a report of it. Stopped and
 # started again, it goes on where it was; finished, it shows its table again. `rm -r runs/readme` measures anew.
@@ -36,6 +36,10 @@ fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python docs/generate.py
+
+# Runs of the small model, killed at random moments and finished: 20 of each runner, half an hour.
+kill-test: setup
+	$(BIN)/python tests/kill_test.py
 
 setup: $(READY)
 
