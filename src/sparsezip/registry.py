@@ -25,6 +25,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f' Did you mean "{match[0]}"?' if match else ""
 
 
+def unknown(noun: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """What is to be raised where `name` is none of those that are `known`: it tells them, and the nearest."""
+    known = list(known)
+    return UnknownNameError(f'There is no {noun} "{name}".{nearest(name, known)} Known: {", ".join(known)}.')
+
+
 def from_file(path: str | Path) -> ModuleType:
     """The Python file of a user as a module. It is run: whoever names a file vouches for it.
 
@@ -67,8 +73,7 @@ class Registry:
         plugins = self._plugins()
         if name in plugins:
             return plugins[name].load()
-        known = self.names()
-        raise UnknownNameError(f'There is no {self.noun} "{name}".{nearest(name, known)} Known: {", ".join(known)}.')
+        raise unknown(self.noun, name, self.names())
 
     def header(self, name: str) -> str:
         """The docstring of the file registered as `name`, read without importing it."""

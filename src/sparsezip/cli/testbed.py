@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UnknownNameError
-from ..registry import nearest
+from ..registry import unknown
 from .options import quiet
 
 app = typer.Typer(
@@ -42,7 +41,7 @@ def train(
     names = stages.split(",") if stages else list(STAGES)
     for name in names:
         if name not in STAGES:
-            raise UnknownNameError(f'There is no stage "{name}".{nearest(name, STAGES)} Known: {", ".join(STAGES)}.')
+            raise unknown("stage", name, STAGES)
     typer.echo(f"Done: {train(out, minutes, names, threads, report=typer.echo)}")
 
 

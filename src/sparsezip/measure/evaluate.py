@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import methods as method_registry
-from ..errors import BudgetError, FailureError, ImageError, SettingError, UnknownNameError, UsageError
+from ..errors import BudgetError, FailureError, ImageError, SettingError, UsageError
 from ..images import open_image
 from ..methods.base import Method
-from ..registry import nearest
+from ..registry import unknown
 from .benchmarks import benchmark
 from .benchmarks.base import Benchmark, spread
 from .clock import Countdown
@@ -239,7 +239,7 @@ def _runner(
 ) -> Callable[[], Runner]:
     """What opens the runner of that name, and with it the model. Raises UsageError for what does not go together."""
     if name not in RUNNERS:
-        raise UnknownNameError(f'There is no runner "{name}".{nearest(name, RUNNERS)} Known: {", ".join(RUNNERS)}.')
+        raise unknown("runner", name, RUNNERS)
     if name == "local":
         if workers != 1 or address is not None:
             raise SettingError('workers and address are for the runner "ray"; the local one is this process alone.')

@@ -20,8 +20,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...errors import DataError, SettingError, UnknownNameError, UsageError
-from ...registry import nearest
+from ...errors import DataError, SettingError, UsageError
+from ...registry import unknown
 from ..annotations import inside, json_lines
 from ..metrics.interval import Estimate
 from ..records import Row, Sample
@@ -174,9 +174,7 @@ class Benchmark(ABC):
 
     def _prompt(self, name: str) -> Prompt:
         if name not in self.prompts:
-            raise UnknownNameError(
-                f'There is no prompt "{name}".{nearest(name, self.prompts)} Known: {", ".join(self.prompts)}.'
-            )
+            raise unknown("prompt", name, self.prompts)
         return self.prompts[name]
 
     def _asked(self, prompt: Prompt, entry: Entry) -> str:
@@ -236,5 +234,5 @@ def chosen(known: Sequence[str], only: Sequence[str], what: str) -> list[str]:
     """The groups of `known` that `only` names; all where it names none. Raises UnknownNameError."""
     for name in only:
         if name not in known:
-            raise UnknownNameError(f'There is no {what} "{name}".{nearest(name, known)} Known: {", ".join(known)}.')
+            raise unknown(what, name, known)
     return [name for name in known if not only or name in only]

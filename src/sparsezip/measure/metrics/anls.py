@@ -14,8 +14,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from ...errors import UnknownNameError
-from ...registry import nearest
+from ...registry import unknown
 
 SCORERS = {  # (threshold, strip the prediction)
     "lmms_eval": (0.5, True),
@@ -37,7 +36,7 @@ def score(rows: Sequence[Mapping[str, Any]], scorer: str = "lmms_eval") -> dict[
     Raises UnknownNameError for an unknown scorer.
     """
     if scorer not in SCORERS:
-        raise UnknownNameError(f'There is no scorer "{scorer}".{nearest(scorer, SCORERS)} Known: {", ".join(SCORERS)}.')
+        raise unknown("scorer", scorer, SCORERS)
     threshold, strip = SCORERS[scorer]
     per_row = [
         similarity(row["prediction"].strip() if strip else row["prediction"], row["answers"], threshold) for row in rows

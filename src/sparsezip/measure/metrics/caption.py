@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import DataError, FailureError, UnknownNameError, UsageError
-from ...registry import nearest
+from ...errors import DataError, FailureError, UsageError
+from ...registry import unknown
 from .interval import Estimate, jackknife, mean
 
 SCORERS = ("pycocoevalcap",)
@@ -70,7 +70,7 @@ def score(rows: Sequence[Mapping[str, Any]], scorer: str = "pycocoevalcap") -> d
     pycocoevalcap is missing, FailureError where Java fails, UnknownNameError for an unknown scorer.
     """
     if scorer not in SCORERS:
-        raise UnknownNameError(f'There is no scorer "{scorer}".{nearest(scorer, SCORERS)} Known: {", ".join(SCORERS)}.')
+        raise unknown("scorer", scorer, SCORERS)
     if not rows:
         return {name: {"corpus": None, "per_image": []} for name in NAMES.values()}
     scores = _scored(rows).scores

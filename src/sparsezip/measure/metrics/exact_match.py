@@ -12,8 +12,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...errors import UnknownNameError
-from ...registry import nearest
+from ...registry import unknown
 
 
 def same(answer: str, reference: str, scorer: str = "plain") -> bool:
@@ -34,7 +33,7 @@ def score(rows: Sequence[Mapping[str, Any]], scorer: str = "plain") -> dict[str,
 
 def _readers(scorer: str) -> "tuple[Reader, Reader]":
     if scorer not in SCORERS:
-        raise UnknownNameError(f'There is no scorer "{scorer}".{nearest(scorer, SCORERS)} Known: {", ".join(SCORERS)}.')
+        raise unknown("scorer", scorer, SCORERS)
     return SCORERS[scorer]
 
 

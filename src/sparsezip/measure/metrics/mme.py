@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ...errors import DataError, UnknownNameError
-from ...registry import nearest
+from ...errors import DataError
+from ...registry import unknown
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -36,7 +36,7 @@ def score(rows: Sequence[Mapping[str, Any]], scorer: str = "lmms_eval") -> dict[
     Raises DataError where an image does not have exactly two questions, UnknownNameError for an unknown scorer.
     """
     if scorer not in SCORERS:
-        raise UnknownNameError(f'There is no scorer "{scorer}".{nearest(scorer, SCORERS)} Known: {", ".join(SCORERS)}.')
+        raise unknown("scorer", scorer, SCORERS)
     images: dict[str, dict[str, list[bool]]] = {}
     for row in rows:
         right = parsed(row["prediction"]) == row["answer"].lower().strip().replace(".", "")

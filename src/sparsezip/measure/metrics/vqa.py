@@ -20,8 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ...errors import UnknownNameError
-from ...registry import nearest
+from ...registry import unknown
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {"zero": "0"} | {
@@ -76,7 +75,7 @@ def score(rows: Sequence[Mapping[str, Any]], scorer: str = "vqa_official") -> di
 
 def _reader(scorer: str) -> "Reader":
     if scorer not in SCORERS:
-        raise UnknownNameError(f'There is no scorer "{scorer}".{nearest(scorer, SCORERS)} Known: {", ".join(SCORERS)}.')
+        raise unknown("scorer", scorer, SCORERS)
     return SCORERS[scorer]
 
 

@@ -11,8 +11,7 @@ Scorers that read the same answers differently, each met on golden rows made by 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...errors import UnknownNameError
-from ...registry import nearest
+from ...registry import unknown
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -29,7 +28,7 @@ def score(rows: Rows, scorer: str = "pope_official") -> dict[str, Any]:
     A fraction that the official code would divide by zero for is None. Raises UnknownNameError for an unknown scorer.
     """
     if scorer not in SCORERS:
-        raise UnknownNameError(f'There is no scorer "{scorer}".{nearest(scorer, SCORERS)} Known: {", ".join(SCORERS)}.')
+        raise unknown("scorer", scorer, SCORERS)
     return SCORERS[scorer](rows)
 
 
