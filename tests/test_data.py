@@ -185,7 +185,7 @@ def test_a_folder_appears_in_one_step(pope, monkeypatch, tmp_path):
 
 
 def test_two_processes_do_not_fetch_to_one_folder(pope, tmp_path):
-    with gets._locked(tmp_path), pytest.raises(UsageError, match="Another process is fetching"):
+    with gets._locked(tmp_path), pytest.raises(UsageError, match="Another process"):
         get(benchmark("pope"), tmp_path, **pope)
 
 

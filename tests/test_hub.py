@@ -18,6 +18,7 @@ from sparsezip.errors import DataError, FailureError, ImageError, RunMismatchErr
 from sparsezip.images import open_image
 from sparsezip.measure.benchmarks import benchmark, registry
 from sparsezip.measure.hub import export
+from sparsezip.measure.store import lock
 
 TEXT, NUMBER, PICTURE = datasets.Value("string"), datasets.Value("int64"), datasets.Image()
 TEXTS = datasets.List(TEXT)
@@ -313,6 +314,19 @@ def test_a_killed_export_goes_on_and_ends_in_the_same_files(tmp_path):
     assert not list((tmp_path / "killed").rglob("*.partial"))
     assert files(export(made, killed)) == files(whole)
     assert len(asked) == 120 - there.count(b"\n"), "a finished export reads nothing"
+
+
+def test_two_processes_do_not_export_to_one_folder(tmp_path):
+    """Neither rows nor images, which GQA has in a configuration of their own."""
+    original(benchmark("gqa"), tmp_path / "data")
+    made = on_hub("gqa", hub_rows("gqa", tmp_path / "data"), tmp_path / "hub")
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "hub.jsonl.partial").open("w") as held:
+        lock(held, tmp_path / "out")
+        with pytest.raises(RunMismatchError, match="Another process"):
+            export(made, tmp_path / "out")
+    assert set(files(tmp_path / "out")) == {"hub.jsonl.partial", "source.json"}
+    assert made.samples(export(made, tmp_path / "out"))
 
 
 def test_a_broken_image_is_kept_as_it_is_for_the_run_to_count(tmp_path):

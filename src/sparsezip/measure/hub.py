@@ -10,7 +10,6 @@ revision it began with, and ends in the same files. Nothing that a row says lead
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.progress import Progress
 
 from ..errors import FailureError, RunMismatchError, SparsezipError, UsageError
 from .benchmarks.base import HUB_FILE, Benchmark, Hub
+from .store import lock
 
 SOURCE = "source.json"
 
@@ -102,10 +102,11 @@ def _fill(made: Benchmark, folder: Path, progress: Progress) -> None:
     pictures = _rows(made.hub.id, made.hub.images, made.hub.split, held.get("revision")) if made.hub.images else rows
     if not pictures.images:
         raise FailureError(f"{made.hub.id} has no column of images any more: its layout has changed.")
-    if pictures is not rows:
-        for place, row in _placed(pictures, f"{made.title}, images", 0, progress):
-            _keep_image(made, folder, row, pictures.images, place)
-    with _locked(partial) as lines:
+    with partial.open("a+b") as lines:
+        lock(lines, folder)
+        if pictures is not rows:
+            for place, row in _placed(pictures, f"{made.title}, images", 0, progress):
+                _keep_image(made, folder, row, pictures.images, place)
         done = _whole_lines(lines)
         for place, row in _placed(rows, made.title, done, progress):
             if pictures is rows:
@@ -168,18 +169,3 @@ def _whole_lines(lines: IO[bytes]) -> int:
     lines.truncate(end)
     lines.seek(end)
     return count
-
-
-def _locked(path: Path) -> IO[bytes]:
-    """`path` opened for this process alone; a killed process loses its lock."""
-    path.touch()
-    file = path.open("r+b")
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise RunMismatchError(f"Another process is exporting to {path.parent}. Wait for it.") from None
-    return file

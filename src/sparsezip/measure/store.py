@@ -219,26 +219,37 @@ def _parse(content: bytes, folder: Path) -> Iterator[tuple[Row, int]]:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """`path` opened for reading and writing by this process alone; a killed process loses its lock."""
+    """`path` opened for reading and writing by this process alone."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         file = path.open("r+b", buffering=0)
     except OSError as error:
         raise UsageError(f"The results cannot be written to {path.parent} ({error.strerror}).") from None
+    try:
+        lock(file, path.parent)
+    except UsageError:
+        file.close()
+        raise
+    return file
+
+
+def lock(file: IO[Any], folder: Path) -> None:
+    """Keep other processes from `file`, which stands for `folder`, until it is closed or this process is killed.
+
+    Raises RunMismatchError where another one has it, UsageError where that cannot be told.
+    """
     if sys.platform != "win32":
         import fcntl
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            if not isinstance(error, BlockingIOError):
-                raise UsageError(f"{path} cannot be locked ({error.strerror}). Use a folder on another disk.") from None
+        except BlockingIOError:
             raise RunMismatchError(
-                f"Another process is writing to {path.parent}. Wait for it, or choose another folder."
+                f"Another process is writing to {folder}. Wait for it, or choose another folder."
             ) from None
-    return file
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be locked ({error.strerror}). Use a folder on another disk.") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,6 @@ down, and a later one has to be the same.
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from ...errors import DataError, UsageError
 from ..benchmarks.base import Benchmark
-from ..store import write_json
+from ..store import lock, write_json
 from .download import Download
 from .sources import OFFICIAL, File, Part
 from .unpack import Limits, unpack
@@ -56,7 +55,9 @@ def get(
     except OSError as error:
         raise UsageError(f"The data cannot be written to {data} ({error.strerror}).") from None
     if chosen == ["hub"]:
-        _from_hub(made, data, console)
+        from ..hub import export
+
+        export(made, data / made.name, console=console)
     elif chosen == ["official"]:
         if not official:
             raise UsageError(how(made.name, data) or f"{made.title} has no official address.")
@@ -71,14 +72,6 @@ def how(name: str, data: Path) -> str:
     """How the files of a benchmark are had where no official address gives them; empty where one does."""
     source = OFFICIAL.get(name)
     return source.how.format(data=data) if source else ""
-
-
-def _from_hub(made: Benchmark, data: Path, console: Console) -> None:
-    from ..hub import export
-
-    if made.hub is None:
-        raise UsageError(f"{made.title} has no data set on the Hub.")
-    export(made, data / made.name, console=console)
 
 
 def _from_archives(made: Benchmark, data: Path, archives: Sequence[Path]) -> None:
@@ -155,17 +148,11 @@ def _new(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(data: Path) -> Iterator[Path]:
-    """The folder of what is on its way, for this process alone; a killed process loses its lock."""
+    """The folder of what is on its way, for this process alone."""
     stage = data / STAGE
     stage.mkdir(exist_ok=True)
-    with (stage / "lock").open("w") as lock:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(f"Another process is fetching to {data}. Wait for it.") from None
+    with (stage / "lock").open("w") as held:
+        lock(held, data)
         yield stage
 
 
