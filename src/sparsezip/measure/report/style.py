@@ -20,7 +20,8 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 section { scroll-margin-top: 3rem; }
 details { margin: 0 0 1rem; background: var(--card); border: 1px solid var(--rule); border-radius: 8px; }
 summary { padding: .7rem 1rem; font-weight: 600; cursor: pointer; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; padding: 0 1rem 1rem; } .wide svg { display: block; min-width: 720px; max-width: 100%; height: auto; }
+.wide { overflow-x: auto; padding: 0 1rem 1rem; }
+.wide svg { display: block; min-width: 720px; max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 thead th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
