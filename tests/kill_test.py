@@ -92,7 +92,7 @@ def undisturbed(run: Run) -> dict[str, float]:
 
 
 def killed(run: Run, phase: str, wait: float, answers: int, workers: bool) -> set[int] | None:
-    """Kill `run` so many seconds after it came to `phase`, with its workers or alone.
+    """Kill `run` so many seconds after it came to `phase`, at the phase's end at the latest; with its workers or alone.
 
     Returns the processes that it had started, or None where it was over before.
     """
@@ -101,7 +101,9 @@ def killed(run: Run, phase: str, wait: float, answers: int, workers: bool) -> se
         time.sleep(0.002)
     while child.poll() is None and phase == "answering" and run.answered == before:
         time.sleep(0.002)
-    time.sleep(wait)
+    moment = time.monotonic() + wait
+    while run.phase(answers) == phase and time.monotonic() < moment and child.poll() is None:
+        time.sleep(0.002)
     family = descendants(child.pid)
     child.kill()
     for pid in family if workers else ():

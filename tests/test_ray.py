@@ -68,6 +68,12 @@ def noted(journal, what):
     return [line for line in lines if line[0] != os.getpid()]
 
 
+def asked_by_worker(journal):
+    """What each worker was asked, one after the other."""
+    calls = noted(journal, "asked")
+    return [[call[1:] for call in calls if call[0] == pid] for pid in dict.fromkeys(call[0] for call in calls)]
+
+
 def when_begun(out, act):
     """Do something as soon as 12 answers of the run are there."""
 
@@ -86,13 +92,12 @@ def test_workers_give_the_results_of_the_local_runner_and_load_the_model_once_ea
     assert untimed(there) == untimed(here)
     assert kept(tmp_path / "there") == kept(tmp_path / "here")
     assert len(written(tmp_path / "there")) == 96
-    pids = [pid for (pid,) in noted(journal, "loads")]
-    assert len(pids) == len(set(pids)) == 2
-    asked = {pid: [call[1:] for call in noted(journal, "asked") if call[0] == pid] for pid in pids}
-    warm_up, *_ = (calls[:6] for calls in asked.values())  # three methods on two benchmarks
-    assert all(calls[:6] == warm_up and len(calls) > 6 for calls in asked.values())
+    assert len(noted(journal, "loads")) == 2
+    first, second = asked_by_worker(journal)
+    assert first[:6] == second[:6]  # the warm-up: three methods on two benchmarks
     jobs = {(row["batch"], row["method"]) for row in written(tmp_path / "there")}
-    assert sum(len(calls) for calls in asked.values()) == 2 * 6 + len(jobs)
+    assert len(first[6:]) + len(second[6:]) == len(jobs)
+    assert min(len(first), len(second)) > 6
 
 
 def test_a_worker_that_is_killed_costs_no_answer(cluster, data, journal, tmp_path, caplog):
@@ -113,14 +118,17 @@ def test_questions_that_kill_three_workers_are_failures_and_the_run_completes(cl
     assert there["failed"] == len(failed) == 2  # a batch of the two questions on an image
     assert {(row["method"], row["image"]) for row in failed} == {("grid", "4.png")}
     assert all("3 workers were lost while they answered this" in row["error"] for row in failed)
+    assert len(noted(journal, "loads")) >= 2 + 2
+    warm_up, *others = (asked[:6] for asked in asked_by_worker(journal) if len(asked) > 6)
+    assert others == [warm_up] * len(others)  # also of those that took a lost one's place
     sound = [row for row in kept(tmp_path / "there") if not row["error"]]
     assert sound == [row for row in kept(tmp_path / "here") if (row["method"], row["image"]) != ("grid", "4.png")]
 
 
-def test_what_a_worker_raises_is_raised_here(cluster, data, journal, tmp_path):
-    with pytest.raises(UsageError, match=r"load\(\) of .*ray_model.py failed \(TypeError: .*'pase'"):
-        run(tmp_path / "out", data, journal, cluster.address, pase=1)
-    assert not list((tmp_path / "out").iterdir())
+def test_what_a_worker_raises_is_raised_here(cluster):
+    make = partial(make_worker, MODEL, {}, {"pause": 1})
+    with pytest.raises(UsageError, match=r"load\(\) of .*ray_model.py failed \(TypeError: .*'journal'"):
+        Ray(make, 1, cluster.address).__enter__()
 
 
 def test_images_that_a_worker_cannot_reach_are_told_of_at_once(cluster, journal):
@@ -194,7 +202,7 @@ def test_without_ray_its_name_is_told(monkeypatch):
         importlib.import_module(module.__name__)
 
 
-def test_a_lost_machine_costs_no_answer(cluster, data, journal, tmp_path):
+def test_a_lost_machine_costs_no_answer(cluster, data, journal, tmp_path, caplog):
     run(tmp_path / "here", data, journal)
     out = tmp_path / "there"
     when_begun(out, lambda: cluster.remove_node(cluster.second, allow_graceful=False))
@@ -203,4 +211,5 @@ def test_a_lost_machine_costs_no_answer(cluster, data, journal, tmp_path):
     assert results["failed"] == 0
     assert kept(out) == kept(tmp_path / "here")
     assert len(written(out)) == 96
+    assert "A worker was lost, because its node has died" in caplog.text
     assert len(noted(journal, "loads")) == 2  # there was no room for a third worker

@@ -58,7 +58,7 @@ DEATHS = 3  # so many workers may one job cost; so often may a lost one's place 
 PACKAGE = Path(errors.__file__).parent
 SOURCE = "sparsezip's source"
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # a greeting and empty settings
-STEPS = {"place": "open", "open": "warm_up"}  # what comes next, up to a worker's first job
+NEXT = {"place": "open", "open": "warm_up"}  # the steps to a worker's first job
 log = logging.getLogger(__name__)
 
 
@@ -80,11 +80,12 @@ class Actor:
         self._asker, self._here = asker, platform.node()
         with suppress(OSError):  # relative paths mean the same; if the folder is missing, the images will be
             os.chdir(folder)
-        for name, here in _installed().items():
-            if here != (there := installed.get(name, "none")) and (name != SOURCE or self._here != asker):
+        here = _installed()
+        for name, there in installed.items():
+            if here.get(name) != there and (name != SOURCE or self._here != asker):
                 raise UsageError(
-                    f"{self._here} has {name} {here}, but {asker} has {there}, so that results would not compare. "
-                    "Install the same on every machine."
+                    f"{self._here} has {name} {here.get(name, 'not')}, but {asker} has {there}, so that results would "
+                    "not compare. Install the same on every machine."
                 )
 
     def open(self, make: Callable[[], Worker]) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class Ray:
         if address not in (None, "auto"):
             _reach(str(address))
         self._workers, self._address = workers, address
-        self._arguments: dict[str, tuple[Any, ...]] = {
+        self._steps: dict[str, tuple[Any, ...]] = {  # what a worker does before its first job, and with what
             "place": (platform.node(), os.getcwd(), _installed()),
             "open": (make,),
             "warm_up": (),
@@ -160,8 +161,8 @@ class Ray:
             self._connect()
             self._needs = self._room()
             self._places = [Place(self._actor()) for _ in range(self._workers)]
-            self._all("place", timeout=PLACED_S)
-            for described in self._all("open"):
+            self._all("place", *self._steps["place"], timeout=PLACED_S)
+            for described in self._all("open", *self._steps["open"]):
                 self._accept(described)
         except BaseException:
             self.__exit__()
@@ -182,10 +183,9 @@ class Ray:
 
     def warm_up(self, first: Mapping[str, list[Sample]], tokens: Mapping[str, int]) -> dict[str, str]:
         """See Worker.warm_up; done by every worker, and by those that take a lost one's place."""
-        before, self._arguments["warm_up"] = self._arguments["warm_up"], ((first, tokens),)
-        refused = {label: why for mine in self._all("warm_up") for label, why in mine.items()}
-        self._arguments["warm_up"] = (*before, (first, tokens))
-        return refused
+        found = self._all("warm_up", (first, tokens))
+        self._steps["warm_up"] += ((first, tokens),)
+        return {label: why for refused in found for label, why in refused.items()}
 
     def run(self, jobs: Iterable[Job]) -> Iterator[list[Row]]:
         """The rows of each job, as it gets done.
@@ -216,12 +216,12 @@ class Ray:
                     gone = cost[job.batch.number, job.label] == DEATHS
                     (given_up.append(_failures(job, found)) if gone else again.append(job))
                 if self._refill(place, found):
-                    busy[self._ask(place, "place")] = place
+                    busy[self._ask(place, "place", *self._steps["place"])] = place
             elif job:
                 idle.append(place)
                 answered, given_up, lost = [found, *given_up], [], 0
-            elif then := STEPS.get(place.doing):
-                busy[self._ask(place, then)] = place
+            elif then := NEXT.get(place.doing):
+                busy[self._ask(place, then, *self._steps[then])] = place
             else:
                 idle.append(place)
                 place.missed = 0
@@ -265,13 +265,13 @@ class Ray:
         place.actor = self._actor()
         return True
 
-    def _ask(self, place: Place, what: str, job: Job | None = None) -> Any:
-        place.doing, place.job = what, job
-        return place.actor.call.remote(what, *((job,) if job else self._arguments[what]))
+    def _ask(self, place: Place, what: str, *given: Any) -> Any:
+        place.doing, place.job = what, given[0] if what == "answer" else None
+        return place.actor.call.remote(what, *given)
 
-    def _all(self, what: str, timeout: float | None = None) -> list[Any]:
+    def _all(self, what: str, *given: Any, timeout: float | None = None) -> list[Any]:
         """What every worker finds, in any order."""
-        waiting, found = [self._ask(place, what) for place in self._places], []
+        waiting, found = [self._ask(place, what, *given) for place in self._places], []
         while waiting:
             done, waiting = ray.wait(waiting, timeout=timeout)
             if not done:
@@ -384,7 +384,7 @@ def _why(error: Exception) -> str:
     """Why a worker is lost, for a sentence: Ray tells it in the middle of a page."""
     if isinstance(error, SparsezipError):
         return str(error).rstrip(".")
-    said = re.search(r"is dead because (.*?)\.", str(error))
+    said = re.search(r"because (.*?)\.", str(error))
     return said[1] if said else f"of a {type(error).__name__}"
 
 
