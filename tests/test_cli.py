@@ -339,8 +339,10 @@ def test_data_of_the_hub_are_kept_in_the_users_cache(run, model, data, tmp_path,
     assert (tmp_path / "cache/sparsezip/hub/mme").is_dir()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    assert run(*wanted, "--data", "hub", "--out", tmp_path / "mine")[0] == 2  # before anything is fetched
-    assert asked == ["scenes", "mme"]
+    for wrong in (["--out", tmp_path / "mine"], ["--prompt", "lava"], ["--benchmark", "coco_caption"]):
+        monkeypatch.setenv("PATH", str(tmp_path))  # no Java there
+        assert run(*wanted, "--data", "hub", "--out", tmp_path / "new", *wrong)[0] == 2
+    assert asked == ["scenes", "mme"], "nothing is fetched for a run that cannot be"
 
 
 def test_report_shows_a_run_and_writes_what_is_left_at_every_budget(run, model, data, tmp_path):

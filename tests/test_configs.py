@@ -38,10 +38,14 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def opened(monkeypatch):
+@pytest.fixture(scope="module")
+def model() -> vlm.VLM:
     """The model that ships, opened once."""
-    model = vlm.load("testbed")
+    return vlm.load("testbed")
+
+
+@pytest.fixture
+def opened(model, monkeypatch):
     monkeypatch.setattr(vlm, "load", lambda *_, **__: model)
 
 

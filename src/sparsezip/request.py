@@ -128,13 +128,20 @@ def _named(given: dict[str, Any], section: str = "") -> set[str]:
 
 
 def groups(document: Document, settings: Settings) -> dict[str, list[str]]:
-    """The benchmarks that run, each with the groups it is limited to."""
+    """The benchmarks that run, each with the groups it is limited to.
+
+    That they can be worded and scored here is checked now, before gigabytes are fetched for them.
+    """
     from .measure.benchmarks import benchmark
 
-    names = settings.runner.dataset
-    with _at(document.origin(("runner", "dataset"))):
-        for name in names:
-            benchmark(name)
+    names, prompt = settings.runner.dataset, settings.runner.prompt
+    for name in names:
+        with _at(document.origin(("runner", "dataset"))):
+            made = benchmark(name)
+            made.ready()
+        if prompt is not None:
+            with _at(document.origin(("runner", "prompt"))):
+                made.longest_answer(prompt)
     groups: dict[str, list[str]] = {name: [] for name in names}
     for wanted in settings.runner.only:
         name, _, group = wanted.rpartition(".")
