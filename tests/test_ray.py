@@ -100,7 +100,7 @@ def test_workers_give_the_results_of_the_local_runner_and_load_the_model_once_ea
     assert min(len(first), len(second)) > 6
 
 
-def test_a_worker_that_is_killed_costs_no_answer(cluster, data, journal, tmp_path, caplog):
+def test_a_worker_that_is_killed_costs_no_answer(cluster, data, journal, tmp_path, caplog, capfd):
     run(tmp_path / "here", data, journal)
     out = tmp_path / "there"
     when_begun(out, lambda: os.kill(noted(journal, "asked")[-1][0], signal.SIGKILL))
@@ -109,6 +109,7 @@ def test_a_worker_that_is_killed_costs_no_answer(cluster, data, journal, tmp_pat
     assert kept(out) == kept(tmp_path / "here")
     assert len(written(out)) == 96
     assert "A worker was lost, because its worker process has died" in caplog.text
+    assert "raylet" not in "".join(capfd.readouterr())  # nor does Ray speak between our tables
 
 
 def test_questions_that_kill_three_workers_are_failures_and_the_run_completes(cluster, data, journal, tmp_path):
