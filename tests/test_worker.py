@@ -263,7 +263,12 @@ def test_the_warm_up_tells_a_broken_method_from_too_little_memory(samples):
 # -- a user's own model ---------------------------------------------------------------------------------------------
 
 OWN = """
+from __future__ import annotations
 import sys
+from dataclasses import dataclass
+@dataclass
+class Answer:  # made by looking its module up
+    text: str
 sys.path.insert(0, {tests!r})
 from fake_model import FakeModel
 def load(device=None):

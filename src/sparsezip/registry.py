@@ -9,6 +9,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
@@ -39,10 +40,10 @@ def from_file(path: str | Path) -> ModuleType:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
-    spec = spec_from_file_location(path.stem, path)
+    spec = spec_from_file_location(str(path.resolve()), path)  # its path: no name that something is imported under
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is not a Python file; its name has to end in .py.")
-    module = module_from_spec(spec)
+    module = sys.modules[spec.name] = module_from_spec(spec)  # where dataclasses look for what annotations name
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # anything may be in it
