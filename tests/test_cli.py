@@ -323,6 +323,13 @@ def test_what_the_runner_is_told(run, no_model, data, tmp_path, monkeypatch):
     assert (told["warmup"], told["runner"], told["workers"], told["address"]) == (None, "local", 1, None)
 
 
+def test_what_the_hub_lacks_is_said_before_anything_is_fetched(run, no_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("sparsezip.measure.hub._begin", lambda *_: pytest.fail("something is fetched"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, _, err = run("eval", "--benchmark", "mme,scenes", "--data", "hub", "--out", tmp_path / "run")
+    assert (code, err[-1]) == (2, "sparsezip: scenes has no data set on the Hub.")
+
+
 def test_data_of_the_hub_are_kept_in_the_users_cache(run, model, data, tmp_path, monkeypatch):
     asked = []
 
