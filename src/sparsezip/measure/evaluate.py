@@ -140,11 +140,8 @@ def evaluate(
     record = json.loads(json.dumps(record, default=str))
     refuse_different(out, record)
     with Store(out, record, planned(samples, batch_size)) as store, start() as on:
-        lie = {
-            "data": str(data.absolute()),
-            "images": str(images.absolute()) if images else None,
-        }  # a report shows some
-        store.about(on.described(), session() | {"runner": runner, "workers": workers, **lie})
+        found = {"data": str(data.absolute()), "images": str(images.absolute()) if images else None}  # for reports
+        store.about(on.described(), session() | {"runner": runner, "workers": workers, **found})
         by_id = {(name, sample.id): sample for name, mine in samples.items() for sample in mine}
 
         def job(batch: Batch, label: str) -> Job:

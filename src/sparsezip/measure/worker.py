@@ -22,12 +22,8 @@ from . import maps
 from .plan import Batch
 from .records import Row, Sample
 
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "alloc_failed",
-)  # accelerators, the machine, cuBLAS
+# What accelerators, the machine and cuBLAS say.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 @runtime_checkable

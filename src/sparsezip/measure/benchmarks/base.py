@@ -80,9 +80,7 @@ class Benchmark(ABC):
     title: ClassVar[str]  # as the literature writes it
     example: ClassVar[Mapping[str, str | None]] = {}  # a smallest data set: the text of each file, None: an image
     group_noun: ClassVar[str] = "group"  # what its groups are: "split", "subtask", "type"
-    columns: ClassVar[
-        Mapping[str, str]
-    ]  # scores of the table with their headings; "... %" marks a fraction; the first two are its summary
+    columns: ClassVar[Mapping[str, str]]  # the table's scores and headings, two for the summary first; "... %": shares
     headline: ClassVar[str]  # the score that is compared with keep_all
     prompts: ClassVar[Mapping[str, Prompt]] = prompts()
     hub: ClassVar[Hub | None] = None

@@ -41,16 +41,14 @@ ENDINGS = {  # the words that the official table knows with each ending
     "'re": "there they what why you",
     "": "ma'am o'clock 'ow's'at 'twas y'all y'all'll y'all'd've",
 }
-CONTRACTIONS = (
-    {  # every one of them that lacks one of its apostrophes, and the official table's one slip
-        word[:place] + word[place + 1 :]: word
-        for ending, stems in ENDINGS.items()
-        for word in (stem + ending for stem in stems.split())
-        for place, letter in enumerate(word)
-        if letter == "'"
-    }
-    | {"somebody'd": "somebodyd"}
-)
+CONTRACTIONS = {  # by what is left of them without one of their apostrophes
+    word[:place] + word[place + 1 :]: word
+    for ending, stems in ENDINGS.items()
+    for word in (stem + ending for stem in stems.split())
+    for place, letter in enumerate(word)
+    if letter == "'"
+}
+CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table's one slip
 
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _COMMA, _COMMAS = re.compile(r"\d,\d"), re.compile(r"\d,+\d")
