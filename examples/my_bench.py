@@ -22,16 +22,12 @@ class Counting(Benchmark):
     def read(self, roots, only):
         """One question per line; complaints name file and row."""
         file = first_existing((root / "questions.jsonl" for root in roots), "questions.jsonl")
-        return [
-            Entry(
-                id_of(row, "id", at),
-                image_of(row, "image", at),
-                text_of(row, "question", at),
-                [text_of(row, "answer", at)],
-                "all",
-            )
-            for at, row in json_lines(file)
-        ]
+        return [self.entry_of(row, place) for place, row in json_lines(file)]
+
+    def entry_of(self, row, place):
+        """A row as it is asked and scored."""
+        question, answer = text_of(row, "question", place), text_of(row, "answer", place)
+        return Entry(id_of(row, "id", place), image_of(row, "image", place), question, [answer], "all")
 
     def measures(self, rows):
         """Every score of the table, with an interval that is clustered by image."""
