@@ -58,6 +58,15 @@ def test_a_folder_with_a_different_run_is_refused(data, tmp_path, change, words)
     assert (tmp_path / "out" / "answers.jsonl").read_bytes() == before
 
 
+def test_what_differs_is_told_in_a_line_that_can_be_read(data, tmp_path):
+    asked = {"benchmarks": ["scenes"], "out": tmp_path / "out", "data": data}
+    evaluate(FakeModel(), methods=["grid", "random"], **asked)
+    with pytest.raises(RunMismatchError) as caught:
+        evaluate(FakeModel(), methods=["grid", "keep_all"], **asked)
+    methods = "config.methods.keep_all: absent there, present here; config.methods.random: present there, absent here"
+    assert f"({methods})." in str(caught.value)
+
+
 def test_a_different_run_is_refused_before_a_model_is_opened(data, tmp_path, monkeypatch):
     run(tmp_path / "out", data)
     monkeypatch.setattr("sparsezip.vlm.load", lambda *_, **__: pytest.fail("opened"))

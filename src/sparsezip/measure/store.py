@@ -291,15 +291,21 @@ def _read_json(path: Path) -> Any:
 
 def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterable[str]:
     """What differs between two records in the parts that make a run, in words."""
-    there, here = (dict(_flat({key: record.get(key, {}) for key in IDENTITY})) for record in (held, asked))
+    there, here = ({key: record.get(key, {}) for key in IDENTITY} for record in (held, asked))
+    return _apart(there, here)
+
+
+def _apart(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
     for key in sorted({*there, *here}):
-        if there.get(key) != here.get(key):
-            yield f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
+        held, asked = there.get(key), here.get(key)
+        if isinstance(held, Mapping) and isinstance(asked, Mapping):
+            yield from _apart(held, asked, f"{prefix}{key}.")
+            continue
+        old, new = (_told(part[key]) if key in part else "absent" for part in (there, here))
+        if old != new:
+            yield f"{prefix}{key}: {old} there, {new} here"
 
 
-def _flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, json.dumps(value, sort_keys=True, default=str)
+def _told(value: Any) -> str:
+    """A value as JSON; of a section, such as a method's settings, that it is there, since the line is to be read."""
+    return "present" if isinstance(value, Mapping) and value else json.dumps(value, sort_keys=True, default=str)
