@@ -378,6 +378,16 @@ def test_a_folder_keeps_to_one_data_set_and_revision(tmp_path):
         export(made, tmp_path / "out")
 
 
+def test_a_hub_that_cannot_be_reached_leaves_no_folder_in_the_way_of_another_source(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("sparsezip.measure.hub._commit", fail)
+    with pytest.raises(FailureError, match="no network"):
+        export(benchmark("mme"), tmp_path / "data" / "mme")
+    assert not (tmp_path / "data").exists()
+
+
 def test_what_the_hub_does_not_have_is_said(tmp_path):
     with pytest.raises(UsageError, match="scenes has no data set on the Hub"):
         export(benchmark("scenes"), tmp_path / "out")

@@ -44,7 +44,6 @@ def export(made: Benchmark, folder: Path, *, revision: str | None = None, consol
     if made.hub is None:
         raise UsageError(f"{made.title} has no data set on the Hub.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _begin(made.hub, folder, revision)
         if not (folder / HUB_FILE).is_file():
             with Progress(console=console, disable=console is None) as progress:
@@ -64,7 +63,9 @@ def _begin(hub: Hub, folder: Path, revision: str | None) -> None:
     """Note where the rows come from, or see that it is from where those in `folder` do."""
     path, asked = folder / SOURCE, {"id": hub.id, "config": hub.config, "split": hub.split}
     if not path.exists():
-        _write(path, json.dumps({**asked, "revision": _commit(hub.id, revision)}, indent=1).encode())
+        commit = _commit(hub.id, revision)
+        folder.mkdir(parents=True, exist_ok=True)  # not where the Hub cannot be reached: another source may fill it
+        _write(path, json.dumps({**asked, "revision": commit}, indent=1).encode())
         return
     held = _source(folder)
     if {key: held.get(key) for key in asked} != asked:
