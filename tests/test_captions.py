@@ -154,6 +154,16 @@ def test_a_java_that_fails_is_no_score(unasked, monkeypatch, tmp_path, script, e
         caption.score(ROWS)
 
 
+def test_a_java_that_hangs_is_given_up(monkeypatch, tmp_path):
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\nexec /bin/sleep 20\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(caption, "PATIENCE", 1, raising=False)
+    with pytest.raises(UsageError, match=r"does not start \(it gives no version in 1 s\)"):
+        caption.check()
+
+
 def test_nothing_of_the_package_is_imported_before_a_caption_is_scored():
     program = "import sys; from sparsezip.measure.metrics import caption; print('pycocoevalcap' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -38,6 +38,7 @@ BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 NAMES = {"cider": "CIDEr", "bleu_4": "Bleu_4", "meteor": "METEOR", "rouge_l": "ROUGE_L"}
 NAMES |= {name.lower(): name for name in BLEU}
 
+PATIENCE = 60  # seconds that a Java may take to tell its version; one that hangs would hold up the run for good
 _GET_JAVA = "Install a Java runtime, version 8 or newer: apt install default-jre-headless, or https://adoptium.net."
 _BREAKS = re.compile("[\n\r\v\f\u2028\u2029]")  # what the tokenizer takes for the end of a line
 _TOKENS: dict[str, str] = {}
@@ -244,5 +245,10 @@ def _java() -> str:
 @lru_cache
 def _broken(java: str) -> str | None:
     """Why this java does not start: macOS has one that only says that none is installed."""
-    done = subprocess.run([java, "-version"], capture_output=True, text=True, errors="replace", check=False)  # noqa: S603
+    try:
+        done = subprocess.run(  # noqa: S603
+            [java, "-version"], capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return f"it gives no version in {PATIENCE} s"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it says nothing"])[0]
