@@ -22,7 +22,7 @@ from .axes import (
     ticks,
 )
 from .budgets import form_of
-from .fairness import REFERENCE
+from .fairness import REFERENCE, marked
 
 ROW, TOP, BOTTOM, GAP = 18, 64, 34, 18
 MOST_LABEL = 250  # pixels of the methods' names
@@ -44,12 +44,12 @@ def _stage_panels(results: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         timed = {label: method for label, method in benchmark["methods"].items() if method["stages_ms"]}
         title = f"{benchmark['title']}: milliseconds of a question by stage (medians), and end to end"
         if not timed:
-            yield _nothing(_marked(results, title))
+            yield _nothing(marked(title, results["unequal"]))
             continue
         fullest_first = sorted((method["stages_ms"] for method in timed.values()), key=len, reverse=True)
         names = list(dict.fromkeys(stage for its in fullest_first for stage in its))
         colours = {stage: COLOURS[number % len(COLOURS)] for number, stage in enumerate(names)}
-        parts = [text(8, 20, _marked(results, title), weight="bold"), *_legend(colours)]
+        parts = [text(8, 20, marked(title, results["unequal"]), weight="bold"), *_legend(colours)]
         left = _label_width(timed)
         longest = max(sum(spread["median"] for spread in method["stages_ms"].values()) for method in timed.values())
         low, high, step = ticks([0.0, longest], 6)
@@ -91,10 +91,10 @@ def _difference_panels(results: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         labels = list(columns["all"])
         known = [value for its in columns.values() for values in its.values() for value in values]
         if not known:
-            yield _nothing(_marked(results, title))
+            yield _nothing(marked(title, results["unequal"]))
             continue
         title += f", by {benchmark['group_noun']}" if benchmark["groups"] else ""
-        parts, height = [text(8, 20, _marked(results, title), weight="bold")], 30
+        parts, height = [text(8, 20, marked(title, results["unequal"]), weight="bold")], 30
         low, high, step = ticks([*known, 0.0], 4)
         names = list(columns)
         for start in range(0, len(names), ABREAST):
@@ -153,10 +153,6 @@ def _differences(methods: Mapping[str, Any], headline: str, factor: int) -> dict
 
 def _label_width(labels: Sequence[str] | Mapping[str, Any]) -> float:
     return min(MOST_LABEL, 16 + LETTER * max(map(len, labels)))
-
-
-def _marked(results: Mapping[str, Any], title: str) -> str:
-    return f"UNEQUAL BUDGETS: {title}" if results["unequal"] else title
 
 
 def _nothing(title: str) -> tuple[str, int]:

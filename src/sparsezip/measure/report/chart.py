@@ -22,7 +22,7 @@ from .axes import (
     text,
     ticks,
 )
-from .fairness import FLOOR, REFERENCE
+from .fairness import FLOOR, REFERENCE, marked
 
 LEFT, TOP, BOTTOM = 56, 44, 48
 MOST_LABEL, LEAD = 230, 22  # pixels of a method's label, and of the line that leads to it
@@ -35,11 +35,11 @@ NEAR = 34  # pixels from the middle of one number to that of the next
 
 def svg(compared: Mapping[str, Any], against: str = TOKENS) -> str:
     """One panel below the other for each benchmark of what budgets.compare picked."""
-    panels = [_panel(benchmark, against, bool(compared.get("unequal"))) for benchmark in compared["benchmarks"]]
+    panels = [_panel(benchmark, against, compared.get("unequal", [])) for benchmark in compared["benchmarks"]]
     return document(panels, f"Scores by {SAID[against]}")
 
 
-def _panel(benchmark: Mapping[str, Any], against: str, unequal: bool) -> tuple[str, int]:
+def _panel(benchmark: Mapping[str, Any], against: str, unequal: Sequence[str]) -> tuple[str, int]:
     """The elements of one panel, and its height."""
     series = {
         name: points
@@ -52,7 +52,7 @@ def _panel(benchmark: Mapping[str, Any], against: str, unequal: bool) -> tuple[s
     height = TOP + BOTTOM + max(300, LINE * (len(series) + 1))
     of = f" ({', '.join(benchmark['groups'])})" if benchmark["groups"] else ""
     title = f"{benchmark['title']}{of}: {benchmark['score']} by {SAID[against]}"
-    parts = [text(LEFT, 20, f"UNEQUAL BUDGETS: {title}" if unequal else title, weight="bold", room=WIDTH - LEFT)]
+    parts = [text(LEFT, 20, marked(title, unequal), weight="bold", room=WIDTH - LEFT)]
     points = [point for its in series.values() for point in its]
     if not points:
         return "\n".join([*parts, text(LEFT, TOP, "Not measured.", colour=FAINT)]), TOP + LINE

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 REFERENCE, FLOOR = "keep_all", "random"
+UNEQUAL = "UNEQUAL BUDGETS"
 SAME_BUDGET = 0.01  # relative difference in mean tokens per layer up to which methods of one budget compare
 
 
@@ -59,6 +60,11 @@ def unequal(results: Mapping[str, Any]) -> list[str]:
             for part in mixed
         ]
     return lines
+
+
+def marked(title: str, unequal: Sequence[str]) -> str:
+    """The title of a table or a picture: it says so where what is `unequal` was allowed to stand side by side."""
+    return f"{UNEQUAL}: {title}" if unequal else title
 
 
 def _method(record: Mapping[str, Any], label: str) -> str:

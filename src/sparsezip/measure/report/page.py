@@ -20,8 +20,9 @@ from ..maps import unpack
 from ..records import Row
 from . import changes, token_map
 from .changes import GAINED, LOST, OTHER, Change
+from .fairness import UNEQUAL
 from .style import CSS
-from .table import UNEQUAL, Sheet, plain, remarks, sheets
+from .table import Sheet, plain, remarks, sheets
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 MAPS = 36  # changed answers that are shown

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..session import commit_shown
 from .budgets import compare, form_of
-from .fairness import FLOOR
+from .fairness import FLOOR, marked
 from .summary import OTHERS
 
 NOT_MEASURED = "-"
@@ -19,7 +19,6 @@ TOKENS = ("tokens", "tokens_per_layer")
 TIMES = {"ttft_ms": "TTFT", "decode_ms": "decode", "latency_ms": "total"}
 MANY, LONG = 8, 90  # methods, letters of their names: more have a row each, where fewer have a column
 WIDE = 400  # characters: a table keeps its own width; cut-off numbers help nobody
-UNEQUAL = "UNEQUAL BUDGETS"  # stands on every table, once that was allowed
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def sheets(results: Mapping[str, Any]) -> Iterator[Sheet]:
 
 
 def _marked(sheet: Sheet, unequal: Sequence[str]) -> Sheet:
-    return replace(sheet, title=f"{UNEQUAL}: {sheet.title}") if unequal else sheet
+    return replace(sheet, title=marked(sheet.title, unequal))
 
 
 def _sheets(results: Mapping[str, Any]) -> Iterator[Sheet]:
