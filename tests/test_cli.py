@@ -748,3 +748,13 @@ def test_python_m_sparsezip_prints_nothing_but_the_answer(model, image):
     )
     assert err == ""
     assert "grid: 3 of 16" in out
+
+
+def test_ctrl_c_says_that_the_run_can_go_on(run, data, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsezip.measure.evaluate.evaluate", stopped)
+    code, _, err = run("eval", "--benchmark", "pope", "--data", data, "--method", "grid", "--out", tmp_path / "run")
+    assert code == 130
+    assert err == ["sparsezip: Stopped. `eval` and `data get` go on where they were with the same command."]

@@ -20,6 +20,7 @@ from .listing import list_
 from .report import report
 from .timing import time_
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 LONGEST = 2000  # characters of a message
 
 app = typer.Typer(
@@ -62,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
         code = app(arguments, standalone_mode=False)
+        if code == INTERRUPTED:
+            print(
+                "sparsezip: Stopped. `eval` and `data get` go on where they were with the same command.",
+                file=sys.stderr,
+            )
         return code if isinstance(code, int) else 0
     except Exception as error:
         if options.DEBUG:
