@@ -334,7 +334,11 @@ def test_a_broken_image_costs_its_own_questions_and_is_shown(data, tmp_path):
     assert all(row.answer is None and row.tokens is None and not row.timing_ms for row in failed)
     assert "3.png is not a readable image" in results["failures"][0]["error"]
     assert any("6 of 96 answers failed" in note for note in results["notes"])
-    assert "Failed: scenes" in (tmp_path / "out" / "table.md").read_text()
+    shown = (tmp_path / "out" / "table.md").read_text()
+    assert shown.count("3.png is not a readable image") == shown.count("Failed: ") == len(results["failures"])
+    assert sum(failure["answers"] for failure in results["failures"]) == 6
+    assert "Failed: scenes" in shown
+    assert " more: " in shown
     scenes = results["benchmarks"]["scenes"]["methods"]["grid"]
     assert (scenes["n"], scenes["failed"]) == (14, 2)
     others = [row for row in kept(tmp_path / "sound") if row["image"] != "3.png" or row["benchmark"] == "mme"]

@@ -48,3 +48,4 @@ def report(
         table.show(results, Console())
     else:
         files.write(out, results, rows, data)
+        typer.echo(f"The report is in {out}.")

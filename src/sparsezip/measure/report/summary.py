@@ -4,7 +4,7 @@
     results["compared_with"][label]          what its differences and its agreement rest on: {"keep_all": label, ...}
     results["left_out"][label]               why a method that was asked for did not run
     results["answers"], results["failed"]    how many rows there are, and how many of them are failures
-    results["failures"]     the first of these
+    results["failures"]     the first of each kind, with the number of "answers" that failed for the same reason
     results["unequal"]      what was not granted the same and stands side by side all the same, see fairness.py
     results["notes"]        what a reader of the table has to know: unequal budgets, failures, a change of versions
     results["benchmarks"][name]
@@ -27,6 +27,7 @@
 None stands for what was not measured, never 0. Differences rest on the questions both methods answered.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -58,7 +59,9 @@ def summarise(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     methods, absent = record["config"]["methods"], record.get("left_out", {})
     labels = [label for label in methods if label not in absent]
     others = {label: _others(record, labels, label) for label in labels}
-    failures = [row for row in rows if row.error is not None]
+    failed = [row for row in rows if row.error is not None]
+    kinds = Counter(str(row.error) for row in failed)
+    firsts = {str(row.error): row for row in reversed(failed)}
     names = [name for name in record["config"]["benchmarks"] if any(row.benchmark == name for row in rows)]
     results = {
         "record": dict(record),
@@ -66,10 +69,12 @@ def summarise(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
         "compared_with": others,
         "left_out": dict(absent),
         "answers": len(rows),
-        "failed": len(failures),
+        "failed": len(failed),
         "failures": [
-            {"benchmark": row.benchmark, "method": row.method, "id": row.id, "image": row.image, "error": row.error}
-            for row in failures[:FAILURES_SHOWN]
+            {"benchmark": row.benchmark, "method": row.method, "id": row.id, "image": row.image}
+            | {"error": error, "answers": kinds[error]}
+            for error in list(kinds)[:FAILURES_SHOWN]
+            for row in [firsts[error]]
         ],
         "benchmarks": {
             name: _benchmark(benchmark(name), [row for row in rows if row.benchmark == name], others, record)

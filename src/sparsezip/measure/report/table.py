@@ -280,7 +280,8 @@ def remarks(results: Mapping[str, Any]) -> Iterator[str]:
     for note in results["notes"]:
         yield f"Note: {note}"
     for failure in results["failures"]:
-        yield f"Failed: {failure['benchmark']} {failure['id']} ({failure['method']}): {failure['error']}"
+        more = f" and {failure['answers'] - 1} more" if failure["answers"] > 1 else ""
+        yield f"Failed: {failure['benchmark']} {failure['id']} ({failure['method']}){more}: {failure['error']}"
 
 
 def _meanings(results: Mapping[str, Any]) -> Iterator[str]:
