@@ -469,7 +469,7 @@ def test_mme_leaves_half_answered_images_out_of_its_pairs():
 
 def test_mme_says_when_its_sums_are_not_the_published_ones():
     mme = benchmark("mme")
-    assert "2 subtasks of 14" in mme.remark(["color", "count"])
+    assert "2 of 14 subtasks" in mme.remark(["color", "count"])
     assert mme.remark([*mme_metric.PERCEPTION, *mme_metric.COGNITION]) is None
 
 

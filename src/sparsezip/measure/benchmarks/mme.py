@@ -113,7 +113,7 @@ class Mme(Benchmark):
         if set(groups) == set(SUBTASKS):
             return None
         return (
-            f"MME: perception and cognition add up {len(groups)} subtasks of {len(SUBTASKS)}; published sums have all."
+            f"MME: perception and cognition add up {len(groups)} of {len(SUBTASKS)} subtasks; published sums have all."
         )
 
     def measures(self, rows: Sequence[Row]) -> dict[str, Estimate]:
