@@ -54,6 +54,16 @@ def tarred(*members: tuple[str, bytes], packed: bool = True, **attributes: objec
     return gzip.compress(file.getvalue()) if packed else file.getvalue()
 
 
+def sparse() -> bytes:
+    """A member that says it is a gigabyte, most of it holes."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.json")
+        info.size, info.pax_headers = 2, {"GNU.sparse.map": "0,2", "GNU.sparse.size": str(1 << 30)}
+        archive.addfile(info, io.BytesIO(b"{}"))
+    return file.getvalue()
+
+
 def encrypted() -> bytes:
     """The flag of a password in both headers."""
     whole = bytearray(zipped(("a.json", b"secret"), method=zipfile.ZIP_STORED))
@@ -136,6 +146,7 @@ ARCHIVES = {
     "tar.gz of no tar": (gzip.compress(b"no tar at all" * 99), "damaged or incomplete"),
     "tar: parent": (tarred(("../a.json", b"{}")), "not a path inside a folder"),
     "tar: absolute": (tarred(("/tmp/a.json", b"{}")), "not a path inside a folder"),
+    "tar: sparse": (sparse(), "is a link or a device"),
     "tar: link": (tarred(("a.json", b""), type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is a link or a device"),
     "tar: hard link": (tarred(("a.json", b""), type=tarfile.LNKTYPE, linkname="../x"), "is a link or a device"),
     "tar: device": (tarred(("a.json", b""), type=tarfile.CHRTYPE, devmajor=1, devminor=5), "is a link or a device"),

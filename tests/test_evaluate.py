@@ -286,6 +286,29 @@ def test_without_a_warm_up_the_first_batch_shows_that_a_budget_cannot_be_met(dat
     assert (tmp_path / "alone" / "answers.jsonl").read_bytes() == b""
 
 
+def test_a_method_that_has_answered_stays_whatever_it_cannot_do_later(data, tmp_path):
+    """Its answers are there: what it fails on is counted, and a resumed run does not leave it out in silence."""
+
+    class Picky(FakeModel):
+        def __init__(self, small):
+            super().__init__()
+            self.small = small
+
+        def answer(self, images, questions, method, max_new_tokens):
+            if method.name == "grid" and any(image.getpixel((0, 0))[0] == 20 * self.small for image in images):
+                raise BudgetError("Grid wants more than there is.")
+            return super().answer(images, questions, method, max_new_tokens)
+
+    asked = (["scenes"], ["keep_all", "grid"], tmp_path / "out")
+    results = evaluate(Picky(small=5), *asked, data=data, batch_size=2)
+    assert (results["left_out"], results["failed"]) == ({}, 2)  # both questions on that image, a batch of their own
+    path = tmp_path / "out" / "answers.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(BudgetError, match="more than there is"):
+        evaluate(Picky(small=0), *asked, data=data, batch_size=2)
+    assert evaluate(Picky(small=5), *asked, data=data, batch_size=2)["failed"] == 2
+
+
 def test_a_budget_that_nobody_can_meet_is_refused(data, tmp_path):
     alone = [methods.method("random", budget=32)]
     with pytest.raises(BudgetError, match="cannot reach 32"):

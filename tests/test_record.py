@@ -93,12 +93,12 @@ def test_the_same_data_in_another_place_are_the_same_run(data, tmp_path):
 
 
 def test_another_image_of_the_same_name_and_size_is_other_data(data, tmp_path):
+    other = data / "scenes" / "images" / "5.png"
+    other.write_bytes(other.read_bytes() + bytes(100_000))  # long enough to be looked at in part
     run(tmp_path / "out", data)
-    images = data / "scenes" / "images"
-    other = images / "5.png"
     size = other.stat().st_size
     held = other.read_bytes()
-    other.write_bytes(held[:-20] + bytes(20))  # a download that broke off in a file made beforehand
+    other.write_bytes(held[:-20] + bytes([1] * 20))  # a download that broke off in a file made beforehand
     assert other.stat().st_size == size
     with pytest.raises(RunMismatchError, match=r"data\.scenes\.fingerprint"):
         run(tmp_path / "out", data)

@@ -238,6 +238,13 @@ def test_right_answers_lost_come_first_and_each_method_has_its_turn(tmp_path, da
     assert [change.kind for change in found["m0"]] == [changes.LOST] * 7 + [changes.GAINED]
 
 
+def test_what_the_floor_loses_comes_last():
+    found = changes.changes(
+        summarised("keep_all", "random", "grid"), [*rows("keep_all"), *rows("random"), *rows("grid")]
+    )
+    assert list(found) == ["grid", "random"]
+
+
 def test_a_page_holds_no_more_than_its_own_text(tmp_path):
     """Every text that comes from a file is hostile here."""
     given = [
