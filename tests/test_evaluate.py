@@ -385,7 +385,7 @@ def test_a_question_that_fails_does_not_take_its_batch_with_it(data, tmp_path):
     model = Choking()
     model.choked = "shape is thing 4"
     results = evaluate(model, ["scenes"], ["keep_all", "grid"], tmp_path / "out", data=data, batch_size=4)
-    assert [failure["id"] for failure in results["failures"]] == ["9", "9"]
+    assert [(failure["id"], failure["answers"]) for failure in results["failures"]] == [("9", 2)]
     assert results["failures"][0]["error"] == "RuntimeError: cannot swallow that"
     assert results["benchmarks"]["scenes"]["methods"]["grid"]["n"] == 15
 
