@@ -102,7 +102,8 @@ def test_failures_leave_the_pairs(results):
     part = summary.summarise(RECORD, failed)
     assert method(part, "random")["scores"]["exact_match"]["value"] == 1 / 7
     assert method(part, "grid")["differences"]["random"]["exact_match"]["value"] == pytest.approx(3 / 7 - 1 / 7)
-    assert part["failures"] == [{"benchmark": "scenes", "method": "random", "id": "0", "image": "0", "error": "gone"}]
+    first = {"benchmark": "scenes", "method": "random", "id": "0", "image": "0", "error": "gone", "answers": 1}
+    assert part["failures"] == [first]
 
 
 def test_what_was_not_measured_is_none_never_zero():

@@ -230,7 +230,7 @@ def test_unequal_budgets_are_refused_unless_allowed_and_then_stand_on_every_tabl
     assert run(capsys, a, b, "--out", tmp_path / "out")[0] == 2
     assert not (tmp_path / "out").exists()
     code, out, err = run(capsys, a, b, "--allow-unequal-budgets", "--out", tmp_path / "out")
-    assert (code, out, err) == (0, "", [])
+    assert (code, out, err) == (0, f"The report is in {tmp_path / 'out'}.\n", [])
     text = (tmp_path / "out" / "report.md").read_text()
     titles = [line for line in text.splitlines() if line.startswith("**")]
     assert len(titles) == 5

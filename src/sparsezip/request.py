@@ -82,12 +82,12 @@ def _points(given: dict[str, Any], origin: str) -> Iterator[dict[str, Any]]:
 def _built(document: Document, settings: Settings, name: str, given: dict[str, Any]) -> Any:
     """A method with the settings that are `given`, checked; of a pair first the one, then the other."""
     known = registered.settings(registered.method(name))
+    document.check(("model", name), known, name)
     sections = [(known, given)]
     for part in config.parts(name) if "|" in name else []:
         if isinstance(given[part], dict):
             _built(document, settings, part, given[part])
         sections.append((known[part], given[part]))
-    document.check(("model", name), known, name)
     usual = {"seed": settings.runner.seed, "match": settings.model.match}
     for known, section in sections:
         for key, value in usual.items() if isinstance(section, dict) else ():
