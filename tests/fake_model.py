@@ -10,6 +10,18 @@ from types import SimpleNamespace
 from PIL import Image
 
 
+def example(made, folder):
+    """The smallest data set of a benchmark, on disk."""
+    for name, text in made.example.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            Image.new("RGB", (8, 8), "red").save(path)
+        else:
+            path.write_text(text, encoding="utf-8")
+    return folder
+
+
 class FakeModel:
     """Right for most questions; the answer depends on question, method and image, never on the batch."""
 

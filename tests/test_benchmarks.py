@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fake_model import FakeModel
+from fake_model import FakeModel, example
 from PIL import Image
 
 from sparsezip.errors import DataError, UnknownNameError, UsageError
@@ -21,18 +21,6 @@ from sparsezip.measure.records import Row, Sample
 
 EVERY = [benchmark(name) for name in registry.names()]
 SNAPSHOT = Path(__file__).parent / "snapshots" / "prompts.json"
-
-
-def example(made, folder):
-    """The smallest data set of a benchmark, on disk."""
-    for name, text in made.example.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if text is None:
-            Image.new("RGB", (8, 8), "red").save(path)
-        else:
-            path.write_text(text, encoding="utf-8")
-    return folder
 
 
 def answered(made, samples, answer):

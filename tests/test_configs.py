@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from fake_model import example
 
 from sparsezip import cli, vlm
 from sparsezip.config import read_yaml, resolve
@@ -29,13 +29,7 @@ ABLATIONS = {
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     sets.write(folder, 0, 2)
-    for name, text in benchmark("coco_caption").example.items():  # the testbed draws no captions
-        path = folder / "coco_caption" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if text is None:
-            Image.new("RGB", (64, 64), "red").save(path)
-        else:
-            path.write_text(text, encoding="utf-8")
+    example(benchmark("coco_caption"), folder / "coco_caption")  # the testbed draws no captions
     return folder
 
 

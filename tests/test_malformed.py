@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from fake_model import example
 from tiny_vlm import make_model, make_processor
 from transformers.utils import logging
 
@@ -28,17 +28,6 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def write(made, folder: Path) -> None:
-    """The example of a benchmark as files."""
-    for name, text in made.example.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if text is None:
-            Image.new("RGB", (8, 8), "red").save(path)
-        else:
-            path.write_text(text, encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """Sound data of every benchmark, and a run on them that was killed half way; the command that goes on with it."""
@@ -46,7 +35,7 @@ def killed(tmp_path_factory):
     make_model().save_pretrained(top / "model")
     make_processor().save_pretrained(top / "model")
     for name in NAMES:
-        write(benchmark(name), top / "data" / name)
+        example(benchmark(name), top / "data" / name)
     verbosity = logging.get_verbosity()
     command = ["eval", "--model", top / "model", "--method", "keep_all", "--benchmark", ",".join(ANSWERED)]
     command += ["--max-new-tokens", 2, "--data", top / "data", "--out", top / "run"]

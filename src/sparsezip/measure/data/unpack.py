@@ -126,7 +126,7 @@ def _tar_members(archive: Path, source: Any, limits: Limits, keep: Sequence[str]
     names = _Names(archive, limits)
     packed = archive.stat().st_size
     bounded = _Bounded(source, limits)
-    with tarfile.open(fileobj=bounded, mode="r:") as opened:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=bounded, mode="r:") as opened:  # type: ignore[call-overload]  # reads are all it asks for
         while info := opened.next():
             opened.members.clear()  # tarfile would remember every one
             if not (info.isdir() or info.isreg()) or info.issparse():

@@ -223,7 +223,7 @@ def _meteor(counts: Floats) -> Floats:
 def _run(what: str, arguments: Sequence[str], lines: Sequence[str]) -> list[str]:
     """What a Java program answers to each line. Raises FailureError unless it is one line for each."""
     text = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
-    done = subprocess.run([_java(), *arguments], input=text, capture_output=True, check=False)  # noqa: S603
+    done = subprocess.run([_java(), *arguments], input=text, capture_output=True, check=False)  # noqa: S603 - no shell
     answers = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode or len(answers) != len(lines):
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
@@ -246,7 +246,7 @@ def _java() -> str:
 def _broken(java: str) -> str | None:
     """Why this java does not start: macOS has one that only says that none is installed."""
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(  # noqa: S603 - no shell
             [java, "-version"], capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE
         )
     except subprocess.TimeoutExpired:

@@ -316,7 +316,7 @@ class Ray:
 
     def _room(self) -> dict[str, int]:
         """What each worker takes of the cluster. Raises UsageError where that is not there as often as asked for."""
-        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own
         kind = "GPU" if there.get("GPU") else "CPU"
         if self._workers > there.get(kind, 0):
             raise UsageError(
