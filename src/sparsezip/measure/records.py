@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .answer_patches import AnswerPatches
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -15,6 +17,7 @@ class Sample:
     question: str  # the full text asked: the prompt preset is applied already
     references: list[str]
     group: str  # split, subtask or question type
+    answer_patches: AnswerPatches | None = None  # where the answer shows, in data that say so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class Row:
     prefill_flops: float | None = None  # of the LLM's layers, for this prompt
     kv_bytes: int | None = None  # that the prompt takes in the cache, over the LLM's layers
     map: str | None = None  # where the patches went, see maps.py
+    answer_patches: int | None = None  # how many bear the answer, in the data's own grid
+    answer_patch_recall: float | None = None  # the share of them that went through the LLM's last layer unmerged
     timing_ms: dict[str, float] = field(default_factory=dict)  # by stage
 
     def to_json(self) -> dict[str, Any]:
@@ -55,5 +60,6 @@ class Row:
             group=sample.group,
             question=sample.question,
             references=sample.references,
+            answer_patches=len(sample.answer_patches.cells) if sample.answer_patches else None,
             **measured,
         )

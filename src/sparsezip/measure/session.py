@@ -59,12 +59,16 @@ def data_of(samples: Sequence[Sample], folders: Sequence[Path], own: Path | None
 def fingerprint(samples: Sequence[Sample]) -> str:
     """A hash of the questions, their references and their images: of each its name, its size and both its ends.
 
+    Where the data say which patches bear an answer, that is in it too.
+
     To read whole images would take longer than to begin a run, and finds no more than these: an image that is encoded
     anew has another size, one whose download broke off has not its end.
     """
     digest = sha256()
     for sample in samples:
-        parts = (sample.id, sample.image_id, sample.question, sample.references, sample.group)
+        parts: list[Any] = [sample.id, sample.image_id, sample.question, sample.references, sample.group]
+        if bearing := sample.answer_patches:
+            parts += [bearing.grid, bearing.cells]
         digest.update(json.dumps(parts).encode())
     for name, path in {sample.image_id: sample.image for sample in samples}.items():
         size, ends = 0, b""

@@ -156,7 +156,7 @@ class Worker:
             self._methods[job.label],
             max_new_tokens=job.max_new_tokens,
         )
-        return {sample.id: _measured(answer) for sample, answer in zip(part, answers, strict=True)}
+        return {sample.id: _measured(answer, sample) for sample, answer in zip(part, answers, strict=True)}
 
 
 def make_worker(model: str, methods: Mapping[str, Method], loading: Mapping[str, Any]) -> Worker:
@@ -194,8 +194,8 @@ def _told(error: BaseException) -> str:
     return str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
 
 
-def _measured(answer: Any) -> dict[str, Any]:
-    layers = answer.tokens_per_layer
+def _measured(answer: Any, sample: Sample) -> dict[str, Any]:
+    layers, image, bearing = answer.tokens_per_layer, getattr(answer, "maps", None), sample.answer_patches
     return {
         "answer": answer.text,
         "tokens": answer.tokens,
@@ -203,7 +203,10 @@ def _measured(answer: Any) -> dict[str, Any]:
         "tokens_per_layer": sum(layers) / len(layers) if layers else None,
         "prefill_flops": getattr(answer, "prefill_flops", None),  # a user's own model may not know
         "kv_bytes": getattr(answer, "kv_bytes", None),
-        "map": _map(getattr(answer, "maps", None)),
+        "map": _map(image),
+        "answer_patch_recall": bearing.recall(image.kept.tolist(), image.grid)
+        if bearing and image is not None
+        else None,
         "timing_ms": dict(answer.timing),
     }
 

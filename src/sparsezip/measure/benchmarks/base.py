@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from ...errors import DataError, SettingError, UsageError
 from ...registry import unknown
+from .. import answer_patches
 from ..annotations import inside, json_lines
 from ..metrics.interval import Estimate
 from ..records import Row, Sample
@@ -153,6 +154,7 @@ class Benchmark(ABC):
             for folder in (("images",) if exported and not images else self.image_folders)
         ]
         found = self._found([entry.image for entry in entries], folders)
+        bearing = self._bearing(exported[:1] or roots, entries, whole=not only)
         return [
             Sample(
                 id=entry.id,
@@ -161,6 +163,7 @@ class Benchmark(ABC):
                 question=self._asked(wording, entry),
                 references=entry.references,
                 group=entry.group,
+                answer_patches=bearing.get((entry.image, entry.question)),
             )
             for entry in entries
         ]
@@ -179,6 +182,21 @@ class Benchmark(ABC):
         if "{context}" in prompt.text and entry.context is None:
             raise DataError(f"{self.title}: the prompt tells a context, which question {entry.id} does not have.")
         return prompt.text.format(question=entry.question, context=entry.context)
+
+    def _bearing(
+        self, roots: Sequence[Path], entries: Sequence[Entry], whole: bool
+    ) -> dict[tuple[str, str], answer_patches.AnswerPatches]:
+        """What the data say of the patches that bear an answer, by image and question; see measure/answer_patches.py.
+
+        whole: `entries` are all that there are, so that a line about another question is a mistake.
+        """
+        path = next((path for root in roots if (path := root / answer_patches.FILE).exists()), None)
+        told = answer_patches.read(path) if path else {}
+        asked = {(entry.image, entry.question) for entry in entries}
+        for key, (place, _) in told.items() if whole else ():
+            if key not in asked:
+                raise DataError(f"{place} is about a question that {self.title} does not ask. Make the data again.")
+        return {key: said for key, (_, said) in told.items()}
 
     def _exported(self, path: Path, only: Sequence[str]) -> list[Entry]:
         entries = self.from_hub(json_lines(path))

@@ -135,6 +135,8 @@ def _card(label: str, change: Change, found: Mapping[tuple[str, str], Path]) -> 
         for who, answer, verdict in said
     )
     tokens = "" if row.tokens_per_layer is None else f" · {round(row.tokens_per_layer, 1):g} tokens per layer"
+    if row.answer_patch_recall is not None:
+        tokens += f" · {row.answer_patch_recall:.0%} of {row.answer_patches} answer patches kept"
     small = f"{change.title} {row.id} · {row.group} · {row.image}{tokens}"
     return (
         f'<article class="card {VERDICTS[change.kind]}">{picture}<div><p class=kind>{change.kind}</p>'

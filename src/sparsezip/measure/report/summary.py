@@ -10,7 +10,9 @@
     results["benchmarks"][name]
         "title", "columns", "headline", "group_noun", "remark", "questions", "images"
         "methods"[label]    "n", "failed"
-                            "scores"[score]               {"value", "low", "high", "n"}; 95 %, clustered by image
+                            "scores"[score]               {"value", "low", "high", "n"}; 95 %, clustered by image;
+                                                          where data say which patches bear the answers, also the mean
+                                                          share that was kept, "answer_patch_recall"
                             "differences"[other][score]   the same for this method minus keep_all, and minus random (of
                                                           several, that of the same budget, in the same run), with "p",
                                                           that the difference is 0, and "p_holm", the same adjusted
@@ -43,6 +45,7 @@ from ..store import read_record, read_rows
 from .fairness import FLOOR, REFERENCE, budget_of, left_out, unequal
 
 OTHERS = (REFERENCE, FLOOR)  # what every method is compared with, where the run has them
+ANSWER_PATCHES = "answer_patch_recall"  # a score of every benchmark whose data say where the answers show
 FAILURES_SHOWN = 20
 COSTS = ("tokens", "tokens_before", "tokens_per_layer", "prefill_flops", "kv_bytes")
 WHOLE = ("total", "ttft")  # in timing_ms: sums of stages, and no stages
@@ -88,9 +91,10 @@ def summarise(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
 class Measured:
     """The scores of methods on one set of questions, each of which is worked out once."""
 
-    def __init__(self, made: Benchmark, answered: Mapping[str, Sequence[Row]]) -> None:
-        """answered: the rows of each method."""
+    def __init__(self, made: Benchmark, answered: Mapping[str, Sequence[Row]], located: bool = False) -> None:
+        """answered: the rows of each method. located: some of them say how many answer patches were kept."""
         self._made, self._answered, self._known = made, answered, dict[Any, dict[str, Estimate]]()
+        self._located = located
         self._ids = {label: frozenset(row.id for row in rows) for label, rows in answered.items()}
 
     def scores(self, label: str, ids: frozenset[str] | None = None) -> dict[str, Estimate]:
@@ -98,7 +102,9 @@ class Measured:
         ids = self._ids[label] if ids is None else ids
         if (label, ids) not in self._known:
             rows = [row for row in self._answered[label] if row.id in ids]
-            self._known[label, ids] = self._made.measures(rows)
+            kept = [(row.image, row.answer_patch_recall) for row in rows if row.answer_patch_recall is not None]
+            own = {ANSWER_PATCHES: mean(kept)} if self._located else {}
+            self._known[label, ids] = {**self._made.measures(rows), **own}
         return self._known[label, ids]
 
     def difference(self, label: str, other: str) -> dict[str, Estimate]:
@@ -139,13 +145,14 @@ def _benchmark(
             failed[row.method] += 1
     groups = list(dict.fromkeys(row.group for row in rows))
     parts = {group: _only(answered, group) for group in (groups if len(groups) > 1 else [])}
-    by_group = {group: _scores(Measured(made, part), part, others) for group, part in parts.items()}
-    whole = _scores(Measured(made, answered), answered, others)
+    located = any(row.answer_patch_recall is not None for row in rows)
+    by_group = {group: _scores(Measured(made, part, located), part, others) for group, part in parts.items()}
+    whole = _scores(Measured(made, answered, located), answered, others)
     _adjust([whole])
     _adjust(list(by_group.values()))
     return {
         "title": made.title,
-        "columns": dict(made.columns),
+        "columns": {**made.columns, **({ANSWER_PATCHES: "APR %"} if located else {})},
         "headline": made.headline,
         "group_noun": made.group_noun,
         "questions": len({row.id for row in rows}),

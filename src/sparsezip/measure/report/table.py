@@ -12,7 +12,7 @@ from rich.table import Table
 from ..session import commit_shown
 from .budgets import compare, form_of
 from .fairness import FLOOR, marked
-from .summary import OTHERS
+from .summary import ANSWER_PATCHES, OTHERS
 
 NOT_MEASURED = "-"
 TOKENS = ("tokens", "tokens_per_layer")
@@ -103,7 +103,8 @@ def _sheets(results: Mapping[str, Any]) -> Iterator[Sheet]:
     for benchmark in results["benchmarks"].values():
         yield _scores(results, benchmark)
         if benchmark["groups"]:
-            yield _groups(results, benchmark)
+            grouped = [benchmark["headline"], *({ANSWER_PATCHES} & set(benchmark["columns"]))]
+            yield from (_groups(results, benchmark, score) for score in grouped)
 
 
 def _budgets(compared: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
@@ -140,7 +141,7 @@ def _summary(results: Mapping[str, Any]) -> Sheet:
         for label in results["methods"]
     ]
     for benchmark in results["benchmarks"].values():
-        shown = list(benchmark["columns"])[:2]
+        shown = [score for score in benchmark["columns"] if score != ANSWER_PATCHES][:2]
         headings += [f"{benchmark['title']} ms", *(benchmark["columns"][score] for score in shown)]
         for row in rows:
             method = benchmark["methods"][row[0]]
@@ -202,7 +203,7 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
             [
                 label,
                 str(method["n"]),
-                *(_value(benchmark, method["scores"], score) for score in columns),
+                *(_value(benchmark, method["scores"], score, ANSWER_PATCHES) for score in columns),
                 _between(method["scores"][headline], form),
                 *(
                     cell
@@ -225,16 +226,14 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     return Sheet(f"{title}; interval and paired differences are those of {columns[headline]}", headings, rows)
 
 
-def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
-    """The headline score by group, and by how much methods beat the floor there."""
-    headline, labels = benchmark["headline"], results["methods"]
-    form = form_of(benchmark, headline)
-    title = f"{benchmark['title']}: {benchmark['columns'][headline]} by {benchmark['group_noun']}"
+def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any], score: str) -> Sheet:
+    """A score by group, and by how much methods beat the floor there."""
+    labels, form = results["methods"], form_of(benchmark, score)
+    title = f"{benchmark['title']}: {benchmark['columns'][score]} by {benchmark['group_noun']}"
     if len(labels) > MANY or sum(map(len, labels)) > LONG:
         parts = benchmark["groups"].values()
         rows = [
-            [label, *(_value(benchmark, part["methods"][label]["scores"], headline) for part in parts)]
-            for label in labels
+            [label, *(_value(benchmark, part["methods"][label]["scores"], score) for part in parts)] for label in labels
         ]
         return Sheet(title, ["method", *benchmark["groups"]], rows)
     beating = [
@@ -246,14 +245,20 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     rows = [
         [
             group,
-            str(part["n"]),
-            *(_value(benchmark, part["methods"][label]["scores"], headline) for label in labels),
-            *(_difference(part["methods"][label]["differences"][FLOOR][headline], form) for label in beating),
+            str(_asked(part, score)),
+            *(_value(benchmark, part["methods"][label]["scores"], score) for label in labels),
+            *(_difference(part["methods"][label]["differences"][FLOOR][score], form) for label in beating),
         ]
         for group, part in benchmark["groups"].items()
     ]
     headings = [benchmark["group_noun"], "n", *labels, *(f"{label} minus {FLOOR}" for label in beating)]
     return Sheet(title, headings, rows)
+
+
+def _asked(part: Mapping[str, Any], score: str) -> int:
+    """How many questions of a group a score is about: that of answer patches only about those that have some."""
+    its = max((method["scores"][score]["n"] for method in part["methods"].values()), default=0)
+    return int(its if score == ANSWER_PATCHES else part["n"])
 
 
 def measured(results: Mapping[str, Any]) -> str:
@@ -300,6 +305,12 @@ def _meanings(results: Mapping[str, Any]) -> Iterator[str]:
             "Prefill GFLOP: 1e9 operations of the LLM's layers on the prompt; KV MB: the prompt's keys and values in "
             "the cache, 1e6 bytes. Tower and projector are not in them."
         )
+    if any(ANSWER_PATCHES in benchmark["columns"] for benchmark in results["benchmarks"].values()):
+        yield (
+            "APR (answer_patch_recall): of the patches that show what a question is about, the mean share that went "
+            "through the LLM's last layer as tokens of their own (merged ones do not count), over the questions whose "
+            "data tell these patches."
+        )
     if any(method["differences"] for method in methods):
         yield (
             "p: two-sided test that a paired difference is 0, adjusted for the number of methods in its column (Holm)."
@@ -312,8 +323,10 @@ def _runs(results: Mapping[str, Any]) -> Mapping[str, Any]:
     return runs
 
 
-def _value(benchmark: Mapping[str, Any], scores: Mapping[str, Any], score: str) -> str:
-    return _number(scores[score]["value"], form_of(benchmark, score))
+def _value(benchmark: Mapping[str, Any], scores: Mapping[str, Any], score: str, whole: str = "") -> str:
+    """A score; with its interval if it is the one that is to be told as a `whole`."""
+    form = form_of(benchmark, score)
+    return _difference(scores[score], form, "") if score == whole else _number(scores[score]["value"], form)
 
 
 def _number(value: int | float | None, form: tuple[int, int], sign: str = "") -> str:
@@ -326,10 +339,10 @@ def _between(score: Mapping[str, Any], form: tuple[int, int], sign: str = "") ->
     return f"{_number(score['low'], form, sign)} to {_number(score['high'], form, sign)}"
 
 
-def _difference(score: Mapping[str, Any] | None, form: tuple[int, int]) -> str:
+def _difference(score: Mapping[str, Any] | None, form: tuple[int, int], sign: str = "+") -> str:
     if score is None or score["value"] is None:
         return NOT_MEASURED
-    return f"{_number(score['value'], form, '+')} ({_between(score, form, '+')})"
+    return f"{_number(score['value'], form, sign)} ({_between(score, form, sign)})"
 
 
 def _chance(difference: Mapping[str, Any] | None) -> str:
