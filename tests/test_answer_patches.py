@@ -201,13 +201,13 @@ def test_data_without_the_file_are_what_they_were(tmp_path):
 def test_tables_show_the_share_where_it_was_measured_and_nowhere_else(data, tmp_path):
     results = ran(tmp_path / "out", data)
     text = table.markdown(results)
-    scenes = next(part for part in text.split("\n\n") if "| APR % |" in part)
-    assert [row.split(" | ")[3] for row in scenes.splitlines()[2:]] == [
+    scenes = next(part for part in text.split("\n\n") if "| APR % (95 %) |" in part)
+    assert [row.split(" | ")[-1].removesuffix(" |") for row in scenes.splitlines()[2:]] == [
         "100.0 (25.0 to 100.0)",  # four images that agree: 3 / 4 to either side
         "0.0 (0.0 to 75.0)",
         "50.0 (0.0 to 100.0)",
     ]
-    assert text.count("| APR % |") == 1  # neither in the summary nor with MME
+    assert text.count("APR %") == 2  # neither in the summary nor with MME
     by_type = text.split("**scenes: APR % by type**\n\n")[1].split("\n\n")[0].splitlines()
     assert by_type[2] == "| color | 4 | 100.0 | 0.0 | 50.0 | +50.0 (-25.0 to +100.0) |"
     assert by_type[3] == "| shape | 0 | - | - | - | - |"
@@ -233,7 +233,7 @@ def test_the_share_is_a_mean_with_an_interval_clustered_by_image(tmp_path):
     assert float(score["minus_keep_all"]) == -0.25
     assert cli.main(["report", str(folder), "--out", str(tmp_path / "out.html")]) == 0
     page = (tmp_path / "out.html").read_text("utf-8")
-    assert "<th>APR %</th>" in page
+    assert "<th>APR % (95 %)</th>" in page
     assert "50% of 2 answer patches kept" in page
 
 

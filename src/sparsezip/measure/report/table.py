@@ -193,8 +193,8 @@ def _first(results: Mapping[str, Any]) -> str:
 
 def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     """Every score, the interval of the headline, and the paired differences."""
-    headline, columns = benchmark["headline"], benchmark["columns"]
-    form = form_of(benchmark, headline)
+    headline, columns = benchmark["headline"], dict(benchmark["columns"])
+    form, located = form_of(benchmark, headline), columns.pop(ANSWER_PATCHES, None)
     others = [other for other in OTHERS if any(other in made["differences"] for made in benchmark["methods"].values())]
     rows = []
     for label in results["methods"]:
@@ -203,7 +203,7 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
             [
                 label,
                 str(method["n"]),
-                *(_value(benchmark, method["scores"], score, ANSWER_PATCHES) for score in columns),
+                *(_value(benchmark, method["scores"], score) for score in columns),
                 _between(method["scores"][headline], form),
                 *(
                     cell
@@ -212,6 +212,7 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
                     for cell in (_difference(difference, form), _chance(difference))
                 ),
                 _number(method["agreement"]["value"], (100, 1)),
+                *([_difference(method["scores"][ANSWER_PATCHES], (100, 1), "")] if located else []),
             ]
         )
     headings = [
@@ -221,6 +222,7 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
         "95 % interval",
         *(heading for other in others for heading in (f"minus {other}", "p")),
         "same answer %",
+        *([f"{located} (95 %)"] if located else []),
     ]
     title = f"{benchmark['title']}: {benchmark['questions']:,} questions on {benchmark['images']:,} images"
     return Sheet(f"{title}; interval and paired differences are those of {columns[headline]}", headings, rows)
@@ -308,8 +310,8 @@ def _meanings(results: Mapping[str, Any]) -> Iterator[str]:
     if any(ANSWER_PATCHES in benchmark["columns"] for benchmark in results["benchmarks"].values()):
         yield (
             "APR (answer_patch_recall): of the patches that show what a question is about, the mean share that went "
-            "through the LLM's last layer as tokens of their own (merged ones do not count), over the questions whose "
-            "data tell these patches."
+            "through the LLM's last layer as tokens of their own (merged, pooled and scaled-down ones do not count), "
+            "over the questions whose data tell these patches."
         )
     if any(method["differences"] for method in methods):
         yield (
@@ -323,10 +325,8 @@ def _runs(results: Mapping[str, Any]) -> Mapping[str, Any]:
     return runs
 
 
-def _value(benchmark: Mapping[str, Any], scores: Mapping[str, Any], score: str, whole: str = "") -> str:
-    """A score; with its interval if it is the one that is to be told as a `whole`."""
-    form = form_of(benchmark, score)
-    return _difference(scores[score], form, "") if score == whole else _number(scores[score]["value"], form)
+def _value(benchmark: Mapping[str, Any], scores: Mapping[str, Any], score: str) -> str:
+    return _number(scores[score]["value"], form_of(benchmark, score))
 
 
 def _number(value: int | float | None, form: tuple[int, int], sign: str = "") -> str:
