@@ -306,11 +306,11 @@ def test_a_benchmark_and_a_model_of_ones_own(run, data, tmp_path):
         "from fake_model import FakeModel\ndef load(**settings):\n    return FakeModel()\n"
     )
     code, out, err = run("eval", "--benchmark", tmp_path / "my_bench.py", "--model", tmp_path / "my_model.py",
-                         "--method", "keep_all,grid", "--data", tmp_path / "data", "--only", "color", "--limit", 2,
+                         "--method", "keep_all,grid", "--data", tmp_path / "data", "--only", "exist", "--limit", 2,
                          "--out", tmp_path / "run")  # fmt: skip
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
-    assert [(row["benchmark"], row["group"]) for row in rows] == [(str(tmp_path / "my_bench.py"), "color")] * 4
+    assert [(row["benchmark"], row["group"]) for row in rows] == [(str(tmp_path / "my_bench.py"), "exist")] * 4
     assert "EM %" in out
 
 
@@ -728,12 +728,26 @@ def test_testbed_data_is_repeatable(run, tmp_path):
     for name in ("a", "b"):
         assert run("testbed", "data", tmp_path / name, "--seed", 5, "--scenes", 2)[0] == 0
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
-    assert {"pope", "mme", "docvqa", "scenes"} == {file.parts[0] for file in files}
+    assert {"pope", "mme", "docvqa", "coco_caption", "vqav2", "scenes"} == {file.parts[0] for file in files}
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
-    code, _, err = run("testbed", "data", tmp_path / "a", "--seed", 6, "--scenes", 2)
-    assert (code, len(err)) == (2, 1)
-    assert "is not empty" in err[0]
+    for out, option, said in (
+        ("a", ("--seed", 6), "is not empty"),
+        ("c", ("--split", "test"), 'There is no split "test". Known: held-out, train.'),
+        ("c", ("--level", "stanard"), 'Did you mean "standard"?'),
+    ):
+        code, _, err = run("testbed", "data", tmp_path / out, "--scenes", 2, *option)
+        assert (code, len(err)) == (2, 1)
+        assert said in err[0]
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_testbed_data_has_splits_and_levels(run, tmp_path):
+    code, out, _ = run("testbed", "data", tmp_path / "a", "--scenes", 2, "--split", "train", "--level", "easy")
+    assert code == 0
+    assert "pope, mme, docvqa, coco_caption, vqav2 and scenes are in" in out
+    sets.write(tmp_path / "b", 0, 2, "train", "easy")
+    texts = [(tmp_path / name / "scenes" / "scenes.jsonl").read_text() for name in "ab"]
+    assert texts[0] == texts[1]
 
 
 def test_help_version_and_lists_start_without_torch():

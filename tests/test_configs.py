@@ -6,11 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fake_model import example
 
 from sparsezip import cli, vlm
 from sparsezip.config import read_yaml, resolve
-from sparsezip.measure.benchmarks import benchmark
 from sparsezip.testbed import sets
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -29,7 +27,6 @@ ABLATIONS = {
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     sets.write(folder, 0, 2)
-    example(benchmark("coco_caption"), folder / "coco_caption")  # the testbed draws no captions
     return folder
 
 

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 import sparsezip
-from sparsezip.testbed.scenes import draw, make
+from sparsezip.testbed.drawing import draw
+from sparsezip.testbed.scenes import make
 
 NAMES = sparsezip.list_methods()
 QUESTIONS = ["What color is the star?", "Is there a red circle in the image, or is there none at all?", "Count"]

@@ -18,12 +18,14 @@ def make_data(
     out: Annotated[Path, typer.Argument(metavar="OUT")],
     seed: Annotated[int, typer.Option(min=0, help="One seed gives the same files everywhere.")] = 0,
     scenes: Annotated[int, typer.Option(min=1, help="Images with open questions; the other sets are smaller.")] = 200,
+    split: Annotated[str, typer.Option(help="held-out or train: the two never share a scene.")] = "held-out",
+    level: Annotated[str, typer.Option(help="How much stands in a scene: easy, standard or hard.")] = "standard",
 ) -> None:
-    """Write held-out scenes as image files, in the layouts of POPE, MME and DocVQA."""
+    """Write scenes as image files, in the layouts of POPE, MME, DocVQA, COCO captions and VQAv2."""
     from ..testbed import sets
 
-    sets.write(out, seed, scenes)
-    typer.echo(f"pope, mme, docvqa and scenes are in {out}.")
+    sets.write(out, seed, scenes, split, level)
+    typer.echo(f"pope, mme, docvqa, coco_caption, vqav2 and scenes are in {out}.")
 
 
 @app.command()
@@ -46,16 +48,19 @@ def train(
 
 
 @app.command()
-def score(
+def report(
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="CHECKPOINT", help="A trained one; none: the one that ships.")
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="Of each type.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the held-out scenes.")] = 1,
+    level: Annotated[str, typer.Option(help="How much stands in a scene: easy, standard or hard.")] = "standard",
 ) -> None:
     """Held-out scores of a checkpoint by question type, with noise for the image as a control."""
     quiet()
-    from ..testbed import checkpoint_path
+    from ..testbed.scenes import LEVELS
     from ..testbed.score import score, table
 
-    typer.echo(table(score(checkpoint or checkpoint_path(), questions, seed)))
+    if level not in LEVELS:
+        raise unknown("level", level, LEVELS)
+    typer.echo(table(score(checkpoint or "testbed", questions, seed, difficulty=LEVELS[level])))

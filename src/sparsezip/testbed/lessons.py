@@ -10,13 +10,17 @@ import torch.nn.functional as F  # noqa: N812  # PyTorch's own convention
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
+from .drawing import draw
+from .labels import patch_labels
 from .model import MEAN, STD
 from .packing import Turns, Words
 from .questions import pairs
-from .scenes import CHARS, COLORS, GRID, PATCH, SHAPES, Scene, draw, patch_labels
+from .scenes import CHARS, COLORS, FIELDS, GRID, PATCH, SHAPES, Scene
 
 PAIRS = [(c, s) for c in COLORS for s in SHAPES]
-WHATS = len(SHAPES) + len(CHARS)  # what a patch can show; one class more for nothing
+# How many answers each question to a patch has; one more means none.
+KINDS = {"what": len(SHAPES) + len(CHARS), "color": len(COLORS), "center": 1, "line": len(FIELDS) + 1, "index": 5}
+DISTRACTORS = 3
 
 
 def pixels(scenes: list[Scene]) -> Tensor:
@@ -27,11 +31,12 @@ def pixels(scenes: list[Scene]) -> Tensor:
 
 def encode(model: LlavaForConditionalGeneration, images: Tensor, corner: tuple[int, int] = (0, 0)) -> Tensor:
     """hidden_states[-2] of the tower, [image, 1 + patch, dim], for a window whose first patch is at `corner`."""
-    tower, grid = model.model.vision_tower, images.shape[-1] // PATCH
+    tower = model.model.vision_tower
     patches = tower.embeddings.patch_embedding(images).flatten(2).mT
     cls = tower.embeddings.class_embedding.expand(len(images), 1, -1)
-    rows, columns = torch.arange(grid)[:, None] + corner[0], torch.arange(grid)[None, :] + corner[1]
-    places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + (rows * GRID + columns).flatten()])
+    rows, columns = torch.arange(images.shape[2] // PATCH)[:, None], torch.arange(images.shape[3] // PATCH)[None, :]
+    at = (rows + corner[0]) * GRID + columns + corner[1]
+    places = torch.cat([torch.zeros(1, dtype=torch.long), 1 + at.flatten()])
     hidden = tower.pre_layrnorm(torch.cat([cls, patches], 1) + tower.embeddings.position_embedding(places))
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, None)
@@ -39,19 +44,45 @@ def encode(model: LlavaForConditionalGeneration, images: Tensor, corner: tuple[i
 
 
 class Labels:
-    """What each patch of a batch shows: `what` (WHATS is nothing) and `color` (len(COLORS) is none), [image, patch]."""
+    """What each patch of a batch shows, [image, patch] by kind (its number in KINDS: none), and what each image holds.
+
+    present: [image, pair + character + kind of distractor] as zeros and ones.
+    """
 
     def __init__(self, scenes: list[Scene]) -> None:
-        what, color, present = [], [], []
+        rows: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+        present = []
         for scene in scenes:
-            thing, char = (labels.flatten() for labels in patch_labels(scene))
-            shape_of = np.array([SHAPES.index(t.shape) for t in scene.things] + [WHATS])
-            color_of = np.array([list(COLORS).index(t.color) for t in scene.things] + [len(COLORS)])
-            what.append(np.where(char >= 0, len(SHAPES) + char, shape_of[thing]))
-            color.append(color_of[thing])
-            present.append([float(pair in pairs(scene)) for pair in PAIRS])
-        self.what, self.color = torch.from_numpy(np.stack(what)), torch.from_numpy(np.stack(color))
+            labels = patch_labels(scene)
+            shape_of = np.array([SHAPES.index(t.shape) for t in scene.things] + [KINDS["what"]])
+            color_of = np.array([list(COLORS).index(t.color) for t in scene.things] + [KINDS["color"]])
+            rows["what"].append(np.where(labels.char >= 0, len(SHAPES) + labels.char, shape_of[labels.thing]))
+            rows["color"].append(color_of[labels.thing])
+            rows["center"].append(np.where(labels.center >= 0, 0, 1))
+            rows["line"].append(np.where(labels.line >= 0, labels.line, KINDS["line"]))
+            rows["index"].append(np.where(labels.index >= 0, labels.index, KINDS["index"]))
+            texts = [line.text for _, _, line in scene.form] + ([scene.sign.text] if scene.sign else [])
+            here, chars, kinds = pairs(scene), set("".join(texts)), {d[0] for d in scene.distractors}
+            held = [p in here for p in PAIRS] + [c in chars for c in CHARS] + [k in kinds for k in range(DISTRACTORS)]
+            present.append([float(h) for h in held])
+        self.of = {kind: torch.from_numpy(np.stack(found)).flatten(1) for kind, found in rows.items()}
         self.present = torch.tensor(present)
+
+    def shows(self) -> Tensor:
+        """[image, patch], True where a patch shows a thing or a character."""
+        return self.of["what"] < KINDS["what"]
+
+    def some(self, count: int, noise: torch.Generator) -> Tensor:
+        """[image, count] ascending patches: those that show something first, centres and characters before the rest."""
+        marks = torch.rand(self.of["what"].shape, generator=noise) + self.shows()
+        marks += 2.0 * (self.of["center"] == 0) + 2.0 * (self.of["what"] >= len(SHAPES)) * self.shows()
+        return marks.topk(min(count, marks.shape[1])).indices.sort().values
+
+
+def waves() -> Tensor:
+    """Where a patch lies, [row or column, 16] as sines and cosines of periods from 96 down to 6 patches."""
+    angles = torch.arange(GRID)[:, None] * (2 * math.pi / 96 * 2 ** (torch.arange(8) * 4 / 7))
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class Heads(nn.Module):
@@ -59,43 +90,41 @@ class Heads(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.what, self.color, self.present = (
-            nn.Linear(dim, WHATS + 1),
-            nn.Linear(dim, len(COLORS) + 1),
-            nn.Linear(dim, len(PAIRS)),
-        )
-        self.place = nn.Linear(dim, 2)
+        self.kinds = nn.ModuleDict({kind: nn.Linear(dim, count + 1) for kind, count in KINDS.items()})
+        self.present = nn.Linear(dim, len(PAIRS) + len(CHARS) + DISTRACTORS)
+        self.place = nn.Linear(dim, 2 * waves().shape[1])
 
 
 def tower_loss(
     model: LlavaForConditionalGeneration, heads: Heads, scenes: list[Scene], corner: tuple[int, int]
 ) -> tuple[Tensor, dict[str, float]]:
-    """Dense cross-entropies on the patches, presence of every (colour, shape) pair from CLS, place of each patch."""
+    """Cross-entropies on every patch, presence of pairs, characters and distractors from CLS, places of the patches."""
     labels, hidden = Labels(scenes), encode(model, pixels(scenes), corner)
-    patches = hidden[:, 1:].float()
-    what, color = heads.what(patches), heads.color(patches)
-    ground = torch.ones(WHATS + 1)
-    ground[-1] = 0.1  # nine patches in ten show nothing
-    loss_what = F.cross_entropy(what.flatten(0, 1), labels.what.flatten(), weight=ground)
-    loss_color = F.cross_entropy(color.flatten(0, 1), labels.color.flatten(), weight=ground[-len(COLORS) - 1 :])
-    loss_cls = F.binary_cross_entropy_with_logits(
+    patches, loss, figures = hidden[:, 1:].float(), torch.zeros(()), dict[str, float]()
+    right = dict[str, Tensor]()
+    for kind, wanted in labels.of.items():
+        logits, none = heads.kinds[kind](patches), KINDS[kind]
+        weight = torch.ones(none + 1)
+        weight[-1] = 0.3 if kind == "center" else 0.1  # nine patches in ten show nothing
+        part = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weight=weight)
+        loss = loss + {"what": 1.0, "color": 0.5}.get(kind, 0.4) * part
+        right[kind] = logits.argmax(-1) == wanted
+        figures[kind] = right[kind][wanted < none].float().mean().item()
+    shape, shown = labels.of["what"] < len(SHAPES), labels.shows()
+    for name, where in {"shape": shape, "char": shown & ~shape, "ground": ~shown}.items():
+        figures[name] = right["what"][where].float().mean().item()
+    here = F.binary_cross_entropy_with_logits(
         heads.present(hidden[:, 0].float()), labels.present, pos_weight=torch.tensor(4.0)
     )
-    grid = scenes[0].grid
-    at = torch.cartesian_prod(torch.arange(grid) + corner[0], torch.arange(grid) + corner[1]) / (GRID / 2) - 1
-    loss_place = F.mse_loss(heads.place(patches), at.expand(len(scenes), -1, -1))
-    shown, glyph = labels.what < len(SHAPES), (labels.what >= len(SHAPES)) & (labels.what < WHATS)
-    right = what.argmax(-1) == labels.what
-    return loss_what + 0.5 * loss_color + 2 * loss_cls + 0.3 * loss_place, {
-        "what": loss_what.item(), "cls": loss_cls.item(), "place": loss_place.item(),
-        "shape_acc": right[shown].float().mean().item(), "char_acc": right[glyph].float().mean().item(),
-        "color_acc": (color.argmax(-1) == labels.color)[shown].float().mean().item(),
-        "ground_acc": right[labels.what == WHATS].float().mean().item(),
-    }  # fmt: skip
+    rows, columns = waves()[corner[0] :][: scenes[0].rows], waves()[corner[1] :][: scenes[0].columns]
+    at = torch.cat([rows[:, None].expand(-1, len(columns), -1), columns[None].expand(len(rows), -1, -1)], -1)
+    place = F.mse_loss(heads.place(patches), at.flatten(0, 1).expand(len(scenes), -1, -1))
+    figures |= {"loss cls": here.item(), "loss place": place.item()}
+    return loss + 2 * here + 0.5 * place, figures
 
 
 class Supervision:
-    """Share of attention that head 0 of two layers pays, where an answer begins, to what bears the answer."""
+    """Share of attention that head 0 of two layers pays, where a token of an answer is due, to what bears it."""
 
     layers = (2, 3)
 
@@ -150,45 +179,49 @@ def answer_loss(
     # An answer counts as right when all of its tokens are.
     wrong = torch.zeros(turns.targets.shape, dtype=torch.bool)
     wrong[spots] = logits.argmax(-1) != targets
-    ends = torch.cat([turns.queries[:, 1:], torch.full((len(turns.queries), 1), turns.ids.shape[1])], 1)
+    ends = F.pad(turns.starts[:, 1:], (0, 1), value=turns.ids.shape[1])
     before = F.pad(wrong.cumsum(1), (1, 0))
-    right = before.gather(1, ends) == before.gather(1, turns.queries)
+    right = before.gather(1, ends) == before.gather(1, turns.starts)
     by_type: dict[str, list[float]] = {}
     for questions, marks in zip(turns.asked, right.tolist(), strict=True):
-        for q, mark in zip(questions, marks, strict=True):
+        for q, mark in zip(questions, marks, strict=False):
             by_type.setdefault(q.type, []).append(float(mark))
-    figures = {"answer": loss.item(), "mass": mass.mean().item()} | {k: sum(v) / len(v) for k, v in by_type.items()}
+    figures = {"loss": loss.item(), "attention": mass.mean().item()} | {k: sum(v) / len(v) for k, v in by_type.items()}
     if attention_weight:
         loss = loss - attention_weight * mass.clamp_min(1e-6).log().mean()
     return loss, figures
 
 
 class Oracle(nn.Module):
-    """Perfect visual tokens: the words that name what a patch shows, learnt tokens for the ground and the place."""
+    """Perfect visual tokens: the words that name what a patch shows, learnt tokens for ground, centre, order, place."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.ground, self.rows, self.columns = (nn.Parameter(0.02 * torch.randn(n, width)) for n in (1, GRID, GRID))
+        self.ground, self.center = (nn.Parameter(0.02 * torch.randn(1, width)) for _ in range(2))
+        self.index = nn.Parameter(0.02 * torch.randn(KINDS["index"] + 1, width))
+        self.rows, self.columns = (nn.Parameter(waves() @ (0.004 * torch.randn(waves().shape[1], width))) for _ in "rc")
 
-    def tokens(
-        self, embed: nn.Embedding, words: Words, labels: Labels, corner: tuple[int, int], rng: random.Random | None
-    ) -> Tensor:
-        """The tokens [scene, patch, width] of a window at `corner`; with `rng`, erring as a tower errs."""
-        what, color = labels.what, labels.color
-        if rng is not None:  # a tower errs: some patches show nothing, some are taken for another thing
+    def tokens(self, embed: nn.Embedding, words: Words, labels: Labels, rng: random.Random | None) -> Tensor:
+        """The tokens [scene, patch, width] of whole canvases; with `rng`, erring as a tower errs."""
+        kinds = dict(labels.of)
+        if rng is not None:  # some patches show nothing, some things are taken for others
             noise = torch.Generator().manual_seed(rng.getrandbits(32))
-            lost = torch.rand(what.shape, generator=noise) < 0.1
-            what, color = what.masked_fill(lost, WHATS), color.masked_fill(lost, len(COLORS))
-            other = torch.randint(len(SHAPES), what.shape, generator=noise)
-            what = torch.where((what < len(SHAPES)) & (torch.rand(what.shape, generator=noise) < 0.05), other, what)
-        shows = (what < WHATS)[..., None]
-        tokens = torch.where(shows, embed(words.what[what]), self.ground)
-        tokens = tokens + (color < len(COLORS))[..., None] * embed(words.color[color])
-        grid = math.isqrt(what.shape[1])
-        place = self.rows[corner[0] : corner[0] + grid, None] + self.columns[None, corner[1] : corner[1] + grid]
-        tokens = tokens + place.flatten(0, 1)
+            shape = kinds["what"].shape
+            often = torch.where(kinds["center"] == 0, 0.01, torch.where(kinds["what"] < len(SHAPES), 0.1, 0.02))
+            lost = torch.rand(shape, generator=noise) < often
+            kinds = {kind: found.masked_fill(lost, KINDS[kind]) for kind, found in kinds.items()}
+            other = torch.randint(len(SHAPES), shape, generator=noise)
+            wrong = (kinds["what"] < len(SHAPES)) & (torch.rand(shape, generator=noise) < 0.04)
+            kinds["what"] = torch.where(wrong, other, kinds["what"])
+        shows = (kinds["what"] < KINDS["what"])[..., None]
+        tokens = torch.where(shows, embed(words.what[kinds["what"]]), self.ground)
+        for kind, ids in {"color": words.color, "line": words.line}.items():
+            tokens = tokens + (kinds[kind] < KINDS[kind])[..., None] * embed(ids[kinds[kind]])
+        tokens = tokens + (kinds["center"] == 0)[..., None] * self.center
+        tokens = tokens + (kinds["index"] < KINDS["index"])[..., None] * self.index[kinds["index"]]
+        tokens = tokens + (self.rows[:, None] + self.columns[None]).flatten(0, 1)
         if rng is not None:
-            tokens = tokens + 0.3 * tokens.std() * torch.randn(tokens.shape, generator=noise)
+            tokens = tokens + 0.3 * tokens.std().detach() * torch.randn(tokens.shape, generator=noise)
         return tokens
 
 

@@ -1,20 +1,22 @@
 """Conversations about a batch of scenes, packed so that one visual prefix serves many questions."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .questions import YES_NO, Asked, ask
-from .scenes import CHARS, COLORS, GRID, SHAPES, Scene
+from .questions import YES_NO, Asked, ask, describe
+from .scenes import CHARS, COLORS, FIELDS, SHAPES, Scene
 
-# How often each type is asked. Counting, position and reading get a small share: this level does not teach them.
+# How often each type is asked, of scenes that allow it.
 MIX = {
-    "color": 2.5, "shape": 2.5, "exist": 4.0, "exist_shape": 1.0, "exist_color": 1.0, "color_yn": 0.8, "count": 1.0,
-    "count_yn": 0.6, "position": 1.0, "position_yn": 0.6, "read": 0.6, "read_yn": 0.2, "field": 1.5,
+    "color": 2.5, "shape": 2.5, "exist": 4.0, "exist_shape": 0.8, "exist_color": 0.8, "color_yn": 0.8, "count": 4.0,
+    "count_yn": 1.2, "position": 2.0, "position_yn": 0.8, "relation": 2.5, "relation_yn": 1.2, "read": 2.0,
+    "read_yn": 2.0,
 }  # fmt: skip
 
 
@@ -22,16 +24,28 @@ class Words:
     """Token ids of everything the stages need: the prompt's frame, questions, and the words that name a patch."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.encode: Callable[[str], list[int]] = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+        self.tokenizer = tokenizer
+        self.encode = lru_cache(maxsize=100_000)(lambda text: tokenizer(text, add_special_tokens=False).input_ids)
         self.prefix, self.suffix = [tokenizer.bos_token_id, *self.encode("USER: ")], self.encode("\n")
-        self.image, self.eos, self.pad = (
-            tokenizer.convert_tokens_to_ids("<image>"),
-            tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
-        )
-        whats = [f" {s}" for s in SHAPES] + list(CHARS)
-        self.what = torch.tensor([self.encode(w)[0] for w in whats] + [self.pad])
-        self.color = torch.tensor([self.encode(f" {c}")[0] for c in COLORS] + [self.pad])
+        self.image = tokenizer.convert_tokens_to_ids("<image>")
+        self.eos, self.pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.what = self._first([f" {s}" for s in SHAPES] + list(CHARS))
+        self.color = self._first([f" {c}" for c in COLORS])
+        self.line = self._first([f" {name}" for name in (*FIELDS, "sign")])
+
+    def _first(self, words: Sequence[str]) -> Tensor:
+        return torch.tensor([self.encode(word)[0] for word in words] + [self.pad])
+
+    def answer(self, asked: Asked) -> tuple[list[int], list[tuple[int, ...]]]:
+        """The answer's tokens, and the patches that bear each; the first token needs all of a text's."""
+        encoded = self.tokenizer(f" {asked.answer}", add_special_tokens=False, return_offsets_mapping=True)
+        bearing = [
+            tuple(p for span in asked.spans if start < span.end + 1 and span.start + 1 < end for p in span.patches)
+            for start, end in encoded.offset_mapping
+        ]
+        if not bearing[0]:
+            bearing[0] = asked.patches
+        return encoded.input_ids, bearing
 
 
 @dataclass
@@ -42,62 +56,79 @@ class Turns:
     mask: Tensor  # [scene, 1, token, token], True where attention is allowed
     positions: Tensor  # [scene, token]
     targets: Tensor  # [scene, token], -100 where nothing is asked
-    queries: Tensor  # [scene, turn] where the first token of each answer is predicted
-    bearing: Tensor  # [scene, turn, token] the prefix tokens that bear the answer (BOS where nothing does)
+    starts: Tensor  # [scene, turn] where the first token of each answer is predicted
+    queries: Tensor  # [scene, query] where a token of an answer that patches bear is predicted
+    bearing: Tensor  # [scene, query, token] the prefix tokens that bear it (BOS where nothing does)
     asked: list[list[Asked]]
 
 
-def questions_for(scene: Scene, rng: random.Random, turns: int) -> list[Asked]:
-    """A mix of questions that the scene allows."""
-    # A window does not know where on the canvas it lies; a form has nothing but fields.
-    types = ["field"] if scene.form else [t for t in MIX if scene.grid == GRID or not t.startswith("position")]
-    weights, asked = [MIX[t] for t in types], list[Asked]()
-    while len(asked) < turns:
-        if question := ask(scene, rng.choices(types, weights)[0], rng):
+def questions_for(scene: Scene, rng: random.Random, turns: int, caption: bool) -> list[Asked]:
+    """A mix of questions that the scene allows; a caption, if wanted, takes the place of three."""
+    if scene.form:
+        types, weights = ["field"], [1.0]
+    else:
+        types, weights = list(MIX), list(MIX.values())
+    asked = [describe(scene)] if caption and scene.things else []
+    turns -= 2 * len(asked)
+    known = set[str]()
+    for _ in range(6 * turns):  # draws repeat themselves
+        question = ask(scene, rng.choices(types, weights)[0], rng)
+        if question and question.text not in known and len(asked) < turns:
+            known.add(question.text)
             text = question.text
             if question.answer in ("yes", "no") and rng.random() < 0.2:
                 text += YES_NO
             if rng.random() < 0.15:
                 text = text[0].lower() + text[1:]
-            asked.append(Asked(question.type, text, question.answer, question.patches))
+            asked.append(Asked(question.type, text, question.answer, question.spans))
     return asked
 
 
-def pack(scenes: list[Scene], words: Words, rng: random.Random, turns: int = 12) -> Turns:
-    """The conversations of one step. Equal, turn by turn, to asking each question alone."""
-    patches = scenes[0].grid ** 2
-    prefix = [*words.prefix, *[words.image] * patches, *words.suffix]
-    asked = [questions_for(s, rng, turns) for s in scenes]
-    rows = []
-    for questions in asked:
-        ids, turn, place, target, query = (
-            list(prefix),
-            [0] * len(prefix),
-            list(range(len(prefix))),
-            [-100] * len(prefix),
-            [],
-        )
+def pack(scenes: list[Scene], words: Words, rng: random.Random, turns: int = 12, kept: Tensor | None = None) -> Turns:
+    """The conversations of one step. Equal, turn by turn, to asking each question alone.
+
+    kept: [scene, token] raster indices of the patches that are shown, ascending; none: all. They keep their places in
+    the sequence, as if the others stood there unseen.
+    """
+    patches = scenes[0].rows * scenes[0].columns
+    shown = [list(range(patches))] * len(scenes) if kept is None else kept.tolist()
+    before, visible = len(words.prefix), len(shown[0])
+    prefix = [*words.prefix, *[words.image] * visible, *words.suffix]
+    after = before + patches + len(words.suffix)  # the place of a question's first token
+    asked = [questions_for(s, rng, turns, rng.random() < 0.3) for s in scenes]
+    rows, bearing = [], []
+    for questions, places in zip(asked, shown, strict=True):
+        ids, turn, target = list(prefix), [0] * len(prefix), [-100] * len(prefix)
+        place = [*range(before), *(before + p for p in places), *range(before + patches, after)]
+        slot = {p: before + i for i, p in enumerate(places)}
+        start, borne = [], list[tuple[int, list[int]]]()
         for number, q in enumerate(questions, 1):
-            question = words.encode(f"{q.text} ASSISTANT:")
-            answer = [*words.encode(f" {q.answer}"), words.eos]
-            query.append(len(ids) + len(question) - 1)
-            ids += question + answer[:-1]
-            target += [-100] * (len(question) - 1) + answer
-            place += range(len(prefix), len(prefix) + len(question) + len(answer) - 1)
-            turn += [number] * (len(question) + len(answer) - 1)
-        rows.append((ids, turn, place, target, query))
+            question, (answer, spans) = words.encode(f"{q.text} ASSISTANT:"), words.answer(q)
+            start.append(len(ids) + len(question) - 1)
+            for i, span in enumerate(spans):
+                if span or i == 0:
+                    borne.append((start[-1] + i, [slot[p] for p in span if p in slot] or [0]))
+            ids += question + answer
+            target += [-100] * (len(question) - 1) + [*answer, words.eos]
+            place += range(after, after + len(question) + len(answer))
+            turn += [number] * (len(question) + len(answer))
+        rows.append((ids, turn, place, target, start, [query for query, _ in borne]))
+        bearing.append(borne)
     length = max(len(row[0]) for row in rows)
 
     def padded(column: int, value: int) -> Tensor:
-        return torch.tensor([row[column] + [value] * (length - len(row[column])) for row in rows])
+        longest = max(len(row[column]) for row in rows)
+        return torch.tensor([row[column] + [value] * (longest - len(row[column])) for row in rows])
 
-    turn_of = padded(1, -1)
+    turn_of, queries = padded(1, -1), padded(5, 0)
     same = (turn_of[:, None, :] == turn_of[:, :, None]) | (turn_of[:, None, :] == 0)
-    bearing = torch.zeros(len(scenes), turns, length, dtype=torch.bool)
-    for i, questions in enumerate(asked):
-        for j, q in enumerate(questions):
-            bearing[i, j, [len(words.prefix) + p for p in q.patches] or [0]] = True
+    marks = torch.zeros(*queries.shape, length, dtype=torch.bool)
+    marks[:, :, 0] = True  # padding asks the first token about itself: no loss
+    for i, borne in enumerate(bearing):
+        for j, (_, tokens) in enumerate(borne):
+            marks[i, j, 0] = False
+            marks[i, j, tokens] = True
     return Turns(
         padded(0, words.pad), (same & torch.ones(length, length, dtype=torch.bool).tril())[:, None],
-        padded(2, 0), padded(3, -100), torch.tensor([row[4] for row in rows]), bearing, asked,
+        padded(2, 0), padded(3, -100), padded(4, length - 1), queries, marks, asked,
     )  # fmt: skip

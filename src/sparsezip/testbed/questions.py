@@ -1,28 +1,54 @@
-"""Questions about scenes, with their answers and the things or glyphs that bear the answer."""
+"""Questions about scenes, with their answers and the patches that bear them."""
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .scenes import COLORS, FIELDS, SHAPES, Scene, Text, Thing, glyph_patches, patch_labels
+from .labels import PatchLabels, glyph_patches, patch_labels
+from .scenes import CHARS, COLORS, FIELDS, PATCH, SHAPES, Scene, Text, Thing
 
 YES_NO = " Please answer yes or no."
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+DESCRIBE = "Describe the image."
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 PLURALS = {s: "crosses" if s == "cross" else s + "s" for s in SHAPES}
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of an answer, [start, end) in characters, and the raster indices of the patches that bear it."""
+
+    start: int
+    end: int
+    patches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question. `noun`: the words to look for in the image. `patches`: raster indices that bear the answer."""
+    """One question about a scene and its answer."""
 
     type: str
     text: str
     answer: str
-    patches: tuple[int, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """Raster indices of all patches that bear the answer; none for what is not there."""
+        return tuple(sorted({patch for span in self.spans for patch in span.patches}))
 
 
+# In which a sentence can list things: left to right, right to left, top to bottom, bottom to top, largest first.
+ORDERS: tuple[Callable[[Thing], int], ...] = (
+    lambda thing: thing.x,
+    lambda thing: -thing.x,
+    lambda thing: thing.y,
+    lambda thing: -thing.y,
+    lambda thing: -thing.radius,
+)
 Asker = Callable[[Scene, random.Random, bool, bool | None], Asked | None]
 
 
@@ -61,42 +87,53 @@ def absent(scene: Scene, rng: random.Random, hard: bool | None) -> tuple[str, st
             return color, shape
 
 
-_labels = lru_cache(maxsize=8)(patch_labels)
+def describe(scene: Scene, order: Callable[[Thing], int] = ORDERS[0]) -> Asked:
+    """A sentence that lists the things, left to right or in another order."""
+    text, spans = "", list[Span]()
+    things = sorted(scene.things, key=order)
+    for i, thing in enumerate(things):
+        text += "" if not i else " and " if i == len(things) - 1 else ", "
+        phrase = article(f"{thing.color} {thing.shape}")
+        spans.append(Span(len(text), len(text) + len(phrase), _where(scene, thing)))
+        text += phrase
+    return Asked("caption", DESCRIBE, text, tuple(spans))
+
+
+_labels: Callable[[Scene], PatchLabels] = lru_cache(maxsize=8)(patch_labels)
 
 
 def _where(scene: Scene, *things: Thing) -> tuple[int, ...]:
-    shown, _ = _labels(scene)
-    wanted = {scene.things.index(t) for t in things}
-    return tuple(i for i, thing in enumerate(shown.flatten().tolist()) if thing in wanted)
+    wanted = {i for i, thing in enumerate(scene.things) if thing in things}
+    return tuple(i for i, thing in enumerate(_labels(scene).thing.flatten().tolist()) if thing in wanted)
 
 
-def _unique(scene: Scene, key: Callable[[Thing], str], rng: random.Random) -> Thing | None:
+def _asked(type_: str, text: str, answer: str, scene: Scene, things: Iterable[Thing]) -> Asked:
+    return Asked(type_, text, answer, (Span(0, len(answer), _where(scene, *things)),))
+
+
+def _unique(
+    scene: Scene, key: Callable[[Thing], str], rng: random.Random, fits: Callable[[Thing], bool] = lambda thing: True
+) -> Thing | None:
     count = Counter(map(key, scene.things))
-    single = [t for t in scene.things if count[key(t)] == 1]
+    single = [t for t in scene.things if count[key(t)] == 1 and fits(t)]
     return rng.choice(single) if single else None
 
 
 def _color(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
     thing = _unique(scene, lambda t: t.shape, rng)
-    return Asked("color", f"What color is the {thing.shape}?", thing.color, _where(scene, thing)) if thing else None
+    return _asked("color", f"What color is the {thing.shape}?", thing.color, scene, [thing]) if thing else None
 
 
 def _shape(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
     thing = _unique(scene, lambda t: t.color, rng)
-    if not thing:
-        return None
-    return Asked("shape", f"What shape is the {thing.color} object?", thing.shape, _where(scene, thing))
+    return _asked("shape", f"What shape is the {thing.color} object?", thing.shape, scene, [thing]) if thing else None
 
 
 def _exist(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
     color, shape = rng.choice(sorted(pairs(scene))) if truth else absent(scene, rng, hard)
     things = [t for t in scene.things if (t.color, t.shape) == (color, shape)]
-    return Asked(
-        "exist",
-        f"Is there {article(f'{color} {shape}')} in the image?",
-        "yes" if truth else "no",
-        _where(scene, *things),
-    )
+    text = f"Is there {article(f'{color} {shape}')} in the image?"
+    return _asked("exist", text, "yes" if truth else "no", scene, things)
 
 
 def _exist_one(type_: str, key: Callable[[Thing], str], known: tuple[str, ...], noun: str) -> Asker:
@@ -106,13 +143,8 @@ def _exist_one(type_: str, key: Callable[[Thing], str], known: tuple[str, ...], 
         if not choices:
             return None
         word = rng.choice(choices)
-        things = [t for t in scene.things if key(t) == word]
-        return Asked(
-            type_,
-            f"Is there {article(noun.format(word))} in the image?",
-            "yes" if truth else "no",
-            _where(scene, *things),
-        )
+        text = f"Is there {article(noun.format(word))} in the image?"
+        return _asked(type_, text, "yes" if truth else "no", scene, [t for t in scene.things if key(t) == word])
 
     return asked
 
@@ -122,56 +154,116 @@ def _color_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) 
     if not thing:
         return None
     color = thing.color if truth else rng.choice([c for c in COLORS if c != thing.color])
-    return Asked("color_yn", f"Is the {thing.shape} {color}?", "yes" if truth else "no", _where(scene, thing))
+    return _asked("color_yn", f"Is the {thing.shape} {color}?", "yes" if truth else "no", scene, [thing])
+
+
+def _kinds(scene: Scene) -> dict[int, list[tuple[str, list[Thing]]]]:
+    """By number: the kinds of things, as the words that name several, of which so many stand in the scene."""
+    kinds = [(PLURALS[s], [t for t in scene.things if t.shape == s]) for s in SHAPES]
+    kinds += [(f"{c} objects", [t for t in scene.things if t.color == c]) for c in COLORS]
+    found: dict[int, list[tuple[str, list[Thing]]]] = {}
+    for words, things in kinds:
+        if 1 <= len(things) < len(NUMBERS):
+            found.setdefault(len(things), []).append((words, things))
+    return found
 
 
 def _count(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    shape = rng.choice([t.shape for t in scene.things] if rng.random() < 0.8 else SHAPES)
-    things = [t for t in scene.things if t.shape == shape]
-    return Asked("count", f"How many {PLURALS[shape]} are there?", str(len(things)), _where(scene, *things))
+    # The number first: all six are asked for equally often, so that guessing does not pay.
+    kinds = _kinds(scene).get(rng.randint(1, len(NUMBERS) - 1))
+    if not kinds:
+        return None
+    words, things = rng.choice(kinds)
+    return _asked("count", f"How many {words} are there?", str(len(things)), scene, things)
 
 
 def _count_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    by_shape = Counter(t.shape for t in scene.things)
-    numbers = sorted(set(by_shape.values()))
-    if len(numbers) < 2:  # the number asked about must not give the answer away
+    kinds = _kinds(scene)
+    if len(kinds) < 2:  # the number asked about must not give the answer away
         return None
-    number, asked = rng.sample(numbers, 2)
-    n = number if truth else asked
-    shape = rng.choice(sorted(s for s, count in by_shape.items() if count == number))
-    things = [t for t in scene.things if t.shape == shape]
-    phrase = f"Is there one {shape}" if n == 1 else f"Are there {NUMBERS[n]} {PLURALS[shape]}"
-    return Asked("count_yn", f"{phrase} in the image?", "yes" if truth else "no", _where(scene, *things))
+    number, other = rng.sample(sorted(kinds), 2)
+    words, things = rng.choice(kinds[number])
+    n = number if truth else other
+    one = words.removesuffix("s") if words != "crosses" else "cross"
+    phrase = f"Is there one {one}" if n == 1 else f"Are there {NUMBERS[n]} {words}"
+    return _asked("count_yn", f"{phrase} in the image?", "yes" if truth else "no", scene, things)
 
 
-def _side(scene: Scene, thing: Thing) -> str:
-    return "left" if thing.x < scene.size // 2 else "right"
+def _quadrant(scene: Scene, thing: Thing) -> str:
+    return QUADRANTS[2 * (2 * thing.y >= scene.height) + (2 * thing.x >= scene.width)]
+
+
+def _placed(scene: Scene, rng: random.Random) -> Thing | None:
+    """A thing with a shape of its own, at least a patch away from the canvas's middle lines."""
+
+    def clear(thing: Thing) -> bool:
+        return abs(2 * thing.x - scene.width) >= 2 * PATCH and abs(2 * thing.y - scene.height) >= 2 * PATCH
+
+    return _unique(scene, lambda t: t.shape, rng, clear)
 
 
 def _position(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    thing = _unique(scene, lambda t: t.shape, rng)
-    if not thing:
-        return None
-    text = f"Is the {thing.shape} on the left or on the right?"
-    return Asked("position", text, _side(scene, thing), _where(scene, thing))
+    thing = _placed(scene, rng)
+    return (
+        _asked("position", f"Where is the {thing.shape}?", _quadrant(scene, thing), scene, [thing]) if thing else None
+    )
 
 
 def _position_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    thing = _unique(scene, lambda t: t.shape, rng)
+    thing = _placed(scene, rng)
     if not thing:
         return None
-    side = _side(scene, thing) if truth else {"left": "right", "right": "left"}[_side(scene, thing)]
-    return Asked("position_yn", f"Is the {thing.shape} on the {side}?", "yes" if truth else "no", _where(scene, thing))
+    at = _quadrant(scene, thing)
+    at = at if truth else rng.choice([q for q in QUADRANTS if q != at])
+    return _asked("position_yn", f"Is the {thing.shape} at the {at}?", "yes" if truth else "no", scene, [thing])
 
 
-def _glyphs(scene: Scene, line: Text) -> tuple[int, ...]:
-    spots = [spot for spot in glyph_patches(line) if spot[0] not in ": "]
-    return tuple(sorted({row * scene.grid + column for _, row, column in spots}))
+def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, str] | None:
+    """Two things with shapes of their own, at least two patches apart across or down, and how the first one lies."""
+    count = Counter(t.shape for t in scene.things)
+    single = [t for t in scene.things if count[t.shape] == 1]
+    found = []
+    for one in single:
+        for other in single:
+            if abs(one.x - other.x) >= 2 * PATCH:
+                found.append((one, other, "left" if one.x < other.x else "right"))
+            if abs(one.y - other.y) >= 2 * PATCH:
+                found.append((one, other, "above" if one.y < other.y else "below"))
+    return rng.choice(found) if found else None
+
+
+def _relation(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+    found = _pair(scene, rng)
+    if not found:
+        return None
+    one, other, side = found
+    where = "above or below" if side in ("above", "below") else "left or right of"
+    return _asked("relation", f"Is the {one.shape} {where} the {other.shape}?", side, scene, [one, other])
+
+
+def _relation_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+    found = _pair(scene, rng)
+    if not found:
+        return None
+    one, other, side = found
+    side = side if truth else OPPOSITE[side]
+    where = side if side in ("above", "below") else f"{side} of"
+    text = f"Is the {one.shape} {where} the {other.shape}?"
+    return _asked("relation_yn", text, "yes" if truth else "no", scene, [one, other])
+
+
+def _glyphs(scene: Scene, line: Text, skip: int = 0) -> list[int]:
+    """The patches of a line's glyphs after the first `skip`."""
+    return [row * scene.columns + column for _, row, column in glyph_patches(line)[skip:]]
+
+
+def _text(type_: str, text: str, value: str, patches: list[int]) -> Asked:
+    return Asked(type_, text, value, tuple(Span(i, i + 1, (patch,)) for i, patch in enumerate(patches)))
 
 
 def _read(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
     sign = scene.sign
-    return Asked("read", "What does the sign say?", sign.text, _glyphs(scene, sign)) if sign else None
+    return _text("read", "What does the sign say?", sign.text, _glyphs(scene, sign)) if sign else None
 
 
 def _read_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
@@ -180,13 +272,14 @@ def _read_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -
     word = scene.sign.text
     if not truth:
         i = rng.randrange(len(word))
-        word = word[:i] + rng.choice([c for c in "ACEHKLMRTX0347" if c != word[i]]) + word[i + 1 :]
-    return Asked("read_yn", f'Does the sign say "{word}"?', "yes" if truth else "no", _glyphs(scene, scene.sign))
+        word = word[:i] + rng.choice([c for c in CHARS if c != word[i]]) + word[i + 1 :]
+    answer, patches = "yes" if truth else "no", tuple(_glyphs(scene, scene.sign))
+    return Asked("read_yn", f'Does the sign say "{word}"?', answer, (Span(0, len(answer), patches),))
 
 
 def _field(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
     name, value, line = rng.choice(scene.form)
-    return Asked("field", f"What is the {name}?", value, _glyphs(scene, line))
+    return _text("field", f"What is the {name}?", value, _glyphs(scene, line, len(line.text) - len(value)))
 
 
 _ASK: dict[str, Asker] = {
@@ -200,25 +293,31 @@ _ASK: dict[str, Asker] = {
     "count_yn": _count_yn,
     "position": _position,
     "position_yn": _position_yn,
+    "relation": _relation,
+    "relation_yn": _relation_yn,
     "read": _read,
     "read_yn": _read_yn,
     "field": _field,
+    "caption": lambda scene, rng, truth, hard: describe(scene),
 }
 TYPES = tuple(_ASK)
 
 
 def corpus() -> list[str]:
     """Every sentence form with every word, for the tokenizer to learn its words from."""
+    sides = ("left or right of", "above or below", "left of", "right of", "above", "below")
     lines = [
         *(f"What color is the {s}?" for s in SHAPES),
         *(f"What shape is the {c} object?" for c in COLORS),
         *(f"Is there {article(f'{c} {s}')} in the image?{YES_NO}" for c in COLORS for s in SHAPES),
         *(f"Is there {article(f'{c} object')} in the image? Is the {s} {c}?" for c in COLORS for s in SHAPES),
         *(f"How many {PLURALS[s]} are there? Is there one {s} in the image?" for s in SHAPES),
+        *(f"How many {c} objects are there?" for c in COLORS),
         *(f"Are there {n} {PLURALS[s]} in the image?{YES_NO}" for n in NUMBERS for s in SHAPES),
-        *(f"Is the {s} on the left or on the right?" for s in SHAPES),
-        *(f"Is the {s} on the {side}?" for s in SHAPES for side in ("left", "right", "top", "bottom")),
+        *(f"Where is the {s}? Is the {s} at the {q}? {q}" for s in SHAPES for q in QUADRANTS),
+        *(f"Is the {s} {side} the {s}? {side}" for s in SHAPES for side in sides),
         'What does the sign say? Does the sign say "A"? yes no left right',
         *(f"What is the {name}?" for name in FIELDS),
+        f"{DESCRIBE} a red star, a red star and a red star",
     ]
     return lines + [line[0].lower() + line[1:] for line in lines]

@@ -1,16 +1,11 @@
 """Seeded scenes for the testbed: coloured shapes among clutter, salient distractors, signs and small forms.
 
-A scene is data (what stands where); `draw` turns it into pixels with integer arithmetic only, so that one seed
-gives the same image on every machine. Train and held-out scenes come from different seed strings and cannot overlap.
+A scene is data (what stands where); drawing.py turns it into pixels and labels.py tells what each patch shows. Train
+and held-out scenes come from different seed strings and cannot overlap.
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 PATCH = 14
 GRID = 24
@@ -26,28 +21,13 @@ COLORS = {
     "black": (25, 25, 25),
 }
 CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-FIELDS = {
-    "name": ("ANN", "BEN", "EVA", "IDA", "JON", "KIM", "LEO", "MAX", "PAM", "TOM"),
+FIELDS = ("age", "bus", "city", "date", "exit", "fee", "gate", "hour", "item", "key", "lot", "name", "plan", "room",
+          "seat", "tax")  # fmt: skip
+WORDS = {  # values of two fields; those of the others are numbers and codes of two to four characters
     "city": ("BERN", "CORK", "KIEV", "LIMA", "NICE", "OSLO", "RIGA", "ROME"),
-    "date": ("MAY 4", "MAY 9", "JUN 2", "JUN 7", "JUL 3", "JUL 8"),
-    "total": (),  # the rest are numbers of two to four digits
-    "code": (),
-    "room": (),
+    "name": ("ANN", "BEN", "EVA", "IDA", "JON", "KIM", "LEO", "MAX", "PAM", "TOM"),
 }
-
-# A 5 x 7 bitmap font: five columns a glyph, the lowest bit at the top.
-_COLUMNS = {
-    "0": "3E5149453E", "1": "00427F4000", "2": "4261514946", "3": "2141454B31", "4": "1814127F10", "5": "2745454539",
-    "6": "3C4A494930", "7": "0171090503", "8": "3649494936", "9": "064949291E", "A": "7E1111117E", "B": "7F49494936",
-    "C": "3E41414122", "D": "7F4141221C", "E": "7F49494941", "F": "7F09090901", "G": "3E4149497A", "H": "7F0808087F",
-    "I": "00417F4100", "J": "2040413F01", "K": "7F08142241", "L": "7F40404040", "M": "7F020C027F", "N": "7F0408107F",
-    "O": "3E4141413E", "P": "7F09090906", "Q": "3E4151215E", "R": "7F09192946", "S": "4649494931", "T": "01017F0101",
-    "U": "3F4040403F", "V": "1F2040201F", "W": "3F4038403F", "X": "6314081463", "Y": "0708700807", "Z": "6151494543",
-    ":": "0036360000", " ": "0000000000",
-}  # fmt: skip
-
-Pixels = NDArray[np.uint8]
-Plane = NDArray[np.float64]
+SIGN_MARGIN = 6  # white pixels around a sign's glyphs
 
 
 @dataclass(frozen=True)
@@ -64,19 +44,30 @@ class Thing:
 
 @dataclass(frozen=True)
 class Text:
-    """A line of glyphs, 5 x 7 cells of `scale` pixels; (x, y) is its top left corner in pixels."""
+    """A line of glyphs of `height` pixels; (x, y) is its top left corner in pixels."""
 
     text: str
     x: int
     y: int
-    scale: int
+    height: int
+
+    @property
+    def pitch(self) -> int:
+        """Pixels from one glyph to the next, more than a patch: each glyph's centre has a patch of its own."""
+        return self.height * 6 // 7
+
+    @property
+    def width(self) -> int:
+        """Pixels from the first glyph's left to the last one's right."""
+        return self.pitch * (len(self.text) - 1) + self.height * 5 // 7
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What stands where on a canvas of `grid` x `grid` patches of 14 px."""
+    """What stands where on a canvas of `rows` x `columns` patches of 14 px."""
 
-    grid: int
+    rows: int
+    columns: int
     ground: tuple[int, ...]  # red, green, blue, slope across, slope down, texture, texture offset across, down
     things: tuple[Thing, ...] = ()
     distractors: tuple[tuple[int, ...], ...] = ()  # kind, x, y, radius, two colours
@@ -85,237 +76,170 @@ class Scene:
     form: tuple[tuple[str, str, Text], ...] = ()  # field, value, the printed line
 
     @property
-    def size(self) -> int:
-        """Side of the canvas in pixels."""
-        return self.grid * PATCH
+    def width(self) -> int:
+        """In pixels."""
+        return self.columns * PATCH
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.rows * PATCH
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """The dial: how much stands in a scene. Ranges are inclusive."""
+    """The dial: how much stands in a scene. Ranges are inclusive; shares are of scenes."""
 
     objects: tuple[int, int] = (4, 8)
-    radius: tuple[int, int] = (15, 22)
+    radius: tuple[int, int] = (15, 22)  # pixels
+    alike: float = 0.5  # share in which three to six things have one shape or one colour in common
+    giant: float = 0.1  # share with a thing of 34 to 48 px radius, beside which the sign then stands
     distractors: tuple[int, int] = (1, 2)
     clutter: tuple[int, int] = (20, 60)
-    sign: float = 0.25  # share of scenes with a sign
+    sign: float = 0.25
     form: float = 0.0  # share of scenes that are a form and nothing else
-    glyphs: tuple[int, ...] = (3, 4)  # pixels per font cell: 21 and 28 px high
-    lines: tuple[int, int] = field(default=(3, 5))
+    glyphs: tuple[int, ...] = (20,)  # heights in pixels
+    lines: tuple[int, int] = (3, 5)  # of a form; as many as have room
 
 
-def make(split: str, seed: int | str, grid: int = GRID, difficulty: Difficulty | None = None) -> Scene:
-    """The scene of that split ("train", "held-out", ...) and seed, on a canvas of `grid` x `grid` patches."""
+LEVELS = {
+    "easy": Difficulty((1, 3), alike=0.0, giant=0.0, distractors=(0, 0), clutter=(0, 10), glyphs=(28,), lines=(3, 3)),
+    "standard": Difficulty(),
+    "hard": Difficulty((9, 20), (12, 22), alike=0.8, giant=0.3, distractors=(3, 6), clutter=(60, 140), lines=(6, 16)),
+}
+
+
+def make(
+    split: str, seed: int | str, rows: int = GRID, columns: int = GRID, difficulty: Difficulty | None = None
+) -> Scene:
+    """The scene of that split ("train", "held-out", ...) and seed, on a canvas of `rows` x `columns` patches."""
     d, rng = difficulty or Difficulty(), random.Random(f"{split}/{seed}")
     base = rng.randint(95, 175)
     tint = [max(0, min(255, base + rng.randint(-18, 18))) for _ in range(3)]
     ground = (*tint, rng.randint(-1, 1), rng.randint(-1, 1), rng.randrange(4), rng.randrange(128), rng.randrange(128))
     if rng.random() < d.form:
-        return Scene(grid, ground, form=_form(rng, grid, d))
-    size = grid * PATCH
-    taken: list[tuple[int, int, int, int]] = []  # x, y, half width, half height
-
-    def place(half_width: int, half_height: int) -> tuple[int, int] | None:
-        for _ in range(40):
-            x, y = rng.randint(half_width, size - half_width), rng.randint(half_height, size - half_height)
-            if all(abs(x - a) > half_width + w + 2 or abs(y - b) > half_height + h + 2 for a, b, w, h in taken):
-                taken.append((x, y, half_width, half_height))
-                return x, y
-        return None
-
-    sign = None
-    if rng.random() < d.sign:
-        text = "".join(rng.choice(CHARS) for _ in range(rng.randint(3, 5)))
-        scale = rng.choice(d.glyphs)
-        width, height = 6 * scale * len(text) - scale, 7 * scale
-        if width + 12 <= size and (spot := place(width // 2 + 6, height // 2 + 6)):
-            sign = Text(text, spot[0] - width // 2, spot[1] - height // 2, scale)
+        return Scene(rows, columns, ground, form=_form(rng, rows, columns, d))
+    place = _Places(rng, rows, columns)
     things = []
-    for _ in range(rng.randint(*d.objects)):
-        radius = rng.randint(*d.radius)
-        if spot := place(radius, radius):
-            color = rng.choice(list(COLORS))
-            rgb = tuple(max(0, min(255, c + rng.randint(-12, 12))) for c in COLORS[color])
-            things.append(Thing(rng.choice(SHAPES), color, *spot, radius, rgb))  # type: ignore[arg-type]  # three values
+    looks = _looks(rng, rng.randint(*d.objects), d.alike)
+    giant = rng.random() < d.giant
+    for i, (shape, color) in enumerate(looks):
+        radius = rng.randint(34, 48) if giant and i == 0 else rng.randint(*d.radius)
+        spot = place.thing(radius)
+        if spot is None:  # crowded: the smallest may still fit
+            radius = d.radius[0]
+            spot = place.thing(radius)
+        if spot:
+            red, green, blue = (max(0, min(255, c + rng.randint(-12, 12))) for c in COLORS[color])
+            things.append(Thing(shape, color, *spot, radius, (red, green, blue)))
+        if i == 0:  # text goes where there is still room, beside the giant if there is one
+            sign = _sign(rng, d, place, things[0] if giant and things else None)
+    if not looks:
+        sign = _sign(rng, d, place, None)
     distractors = []
     for _ in range(rng.randint(*d.distractors)):
         radius = rng.randint(14, 24)
-        if spot := place(radius, radius):
+        if spot := place.anywhere(radius, radius):
             two = rng.sample(list(COLORS.values()), 2)
             distractors.append((rng.randrange(3), *spot, radius, *two[0], *two[1]))
     clutter = []
-    for _ in range(rng.randint(*d.clutter) * grid * grid // (GRID * GRID)):
-        clutter.append((rng.randrange(size), rng.randrange(size), rng.randint(1, 5), rng.randint(1, 5), *_color(rng)))
-    return Scene(grid, ground, tuple(things), tuple(distractors), tuple(clutter), sign)
+    for _ in range(rng.randint(*d.clutter) * rows * columns // (GRID * GRID)):
+        spot = rng.randrange(columns * PATCH), rng.randrange(rows * PATCH)
+        clutter.append((*spot, rng.randint(1, 5), rng.randint(1, 5), *(rng.randrange(256) for _ in range(3))))
+    return Scene(rows, columns, ground, tuple(things), tuple(distractors), tuple(clutter), sign)
 
 
-def _color(rng: random.Random) -> tuple[int, ...]:
-    return tuple(rng.randrange(256) for _ in range(3))
+class _Places:
+    """Free boxes on a canvas."""
+
+    def __init__(self, rng: random.Random, rows: int, columns: int) -> None:
+        self.rng, self.width, self.height = rng, columns * PATCH, rows * PATCH
+        self.taken: list[tuple[int, int, int, int]] = []  # x, y, half width, half height
+
+    def free(self, x: int, y: int, half_width: int, half_height: int) -> bool:
+        """Take that box if it lies on the canvas and is free."""
+        inside = half_width <= x <= self.width - half_width and half_height <= y <= self.height - half_height
+        if not inside or any(
+            abs(x - a) <= half_width + w + 2 and abs(y - b) <= half_height + h + 2 for a, b, w, h in self.taken
+        ):
+            return False
+        self.taken.append((x, y, half_width, half_height))
+        return True
+
+    def anywhere(self, half_width: int, half_height: int) -> tuple[int, int] | None:
+        """The centre of a free box, or None after forty tries."""
+        if 2 * half_width > self.width or 2 * half_height > self.height:
+            return None
+        for _ in range(40):
+            x = self.rng.randint(half_width, self.width - half_width)
+            y = self.rng.randint(half_height, self.height - half_height)
+            if self.free(x, y, half_width, half_height):
+                return x, y
+        return None
+
+    def thing(self, radius: int) -> tuple[int, int] | None:
+        """As `anywhere`, the centre at least three pixels inside a patch: which one it is must show in the pixels."""
+        if 2 * radius > min(self.width, self.height):
+            return None
+        for _ in range(40):
+            x, y = (
+                self.rng.randrange(side // PATCH) * PATCH + self.rng.randint(3, PATCH - 4)
+                for side in (self.width, self.height)
+            )
+            if self.free(x, y, radius, radius):
+                return x, y
+        return None
+
+    def beside(self, thing: Thing, half_width: int, half_height: int) -> tuple[int, int] | None:
+        """The centre of a free box that touches the thing's, or None."""
+        away = thing.radius + 4
+        spots = [
+            (thing.x - away - half_width, thing.y),
+            (thing.x + away + half_width, thing.y),
+            (thing.x, thing.y - away - half_height),
+            (thing.x, thing.y + away + half_height),
+        ]
+        self.rng.shuffle(spots)
+        return next((spot for spot in spots if self.free(*spot, half_width, half_height)), None)
 
 
-def _form(rng: random.Random, grid: int, d: Difficulty) -> tuple[tuple[str, str, Text], ...]:
-    lines: list[tuple[str, str, Text]] = []
-    y, wanted = 12, rng.randint(*d.lines)
-    for name in rng.sample(list(FIELDS), len(FIELDS)):
-        value = rng.choice(FIELDS[name]) if FIELDS[name] else str(rng.randint(10, 9999))
-        text, x, scale = f"{name.upper()}: {value}", rng.randint(6, 14), min(d.glyphs)
-        if len(lines) == wanted or y + 7 * scale > grid * PATCH:
-            break
-        if x + 6 * scale * len(text) <= grid * PATCH:  # a narrow window has no room for a long line
-            lines.append((name, value, Text(text, x, y, scale)))
-            y += 7 * scale + rng.randint(10, 24)
+def _looks(rng: random.Random, count: int, alike: float) -> list[tuple[str, str]]:
+    """Shape and colour of every thing; in a share of scenes three to six have one of the two in common."""
+    looks = [(rng.choice(SHAPES), rng.choice(list(COLORS))) for _ in range(count)]
+    if count > 1 and rng.random() < alike:
+        many, by_shape = min(count, rng.randint(3, 6)), rng.random() < 0.5
+        looks[:many] = [(looks[0][0], color) if by_shape else (shape, looks[0][1]) for shape, color in looks[:many]]
+        rng.shuffle(looks)
+    return looks
+
+
+def _sign(rng: random.Random, d: Difficulty, place: _Places, giant: Thing | None) -> Text | None:
+    if rng.random() >= d.sign:
+        return None
+    text, height = "".join(rng.choice(CHARS) for _ in range(rng.randint(3, 5))), rng.choice(d.glyphs)
+    line = Text(text, 0, 0, height)
+    half_width, half_height = line.width // 2 + SIGN_MARGIN + 1, height // 2 + SIGN_MARGIN
+    spot = place.beside(giant, half_width, half_height) if giant else None
+    spot = spot or place.anywhere(half_width, half_height)
+    return spot and Text(text, spot[0] - line.width // 2, spot[1] - height // 2, height)
+
+
+def _form(rng: random.Random, rows: int, columns: int, d: Difficulty) -> tuple[tuple[str, str, Text], ...]:
+    """Lines of "FIELD: VALUE" from top to bottom, as many of the wanted number as have room."""
+    height = rng.choice(d.glyphs)
+    wanted = min(rng.randint(*d.lines), (rows * PATCH + 1) // (height + 1))
+    gap = (rows * PATCH - wanted * height) // (wanted + 1)
+    y, lines = rng.randint(0, gap), []
+    for name in rng.sample(FIELDS, wanted):
+        value = rng.choice(WORDS[name]) if name in WORDS else _value(rng)
+        line = Text(f"{name.upper()}: {value}", rng.randint(4, 12), y, height)
+        if line.x + line.width < columns * PATCH:  # a narrow window has no room for a long line
+            lines.append((name, value, line))
+        y += height + rng.randint(1, max(1, gap))
     return tuple(lines)
 
 
-def draw(scene: Scene) -> Pixels:
-    """The scene's pixels, [size, size, 3] uint8."""
-    size = scene.size
-    red, green, blue, across, down, texture, ox, oy = scene.ground
-    ramp = np.arange(size) * 2 // PATCH
-    shade = (ramp * across)[None, :] + (ramp * down)[:, None] + _textures()[texture][oy : oy + size, ox : ox + size]
-    if scene.form:  # paper: nearly white, almost plain
-        image = np.clip(np.full(3, 236) + shade[..., None] // 6, 0, 255).astype(np.uint8)
-    else:
-        image = np.clip(np.array([red, green, blue]) + shade[..., None], 0, 255).astype(np.uint8)
-    for x, y, width, height, *rgb in scene.clutter:
-        image[y : y + height, x : x + width] = rgb
-    for kind, x, y, radius, *rgb in scene.distractors:
-        box = image[y - radius : y + radius, x - radius : x + radius]
-        _blend(box, _disc(radius), np.where(_pattern(kind, radius)[..., None], rgb[:3], rgb[3:]))
-    for thing in scene.things:
-        r = thing.radius
-        _blend(image[thing.y - r : thing.y + r, thing.x - r : thing.x + r], mask(thing.shape, r), np.array(thing.rgb))
-    if scene.sign:
-        s = scene.sign
-        image[s.y - 6 : s.y + 7 * s.scale + 6, s.x - 6 : s.x + 6 * s.scale * len(s.text) - s.scale + 6] = 250
-        _write(image, s)
-    for _, _, line in scene.form:
-        _write(image, line)
-    return image
-
-
-def _blend(box: Pixels, alpha: Pixels, color: NDArray[np.int64]) -> None:
-    a = alpha[..., None].astype(np.int32)
-    box[:] = (box * (255 - a) + color * a + 127) // 255
-
-
-def _write(image: Pixels, line: Text) -> None:
-    for i, char in enumerate(line.text):
-        glyph = np.kron(_glyph(char), np.ones((line.scale, line.scale), bool))
-        x = line.x + 6 * line.scale * i
-        image[line.y : line.y + 7 * line.scale, x : x + 5 * line.scale][glyph] = 20
-
-
-@cache
-def _glyph(char: str) -> NDArray[np.bool_]:
-    columns = np.frombuffer(bytes.fromhex(_COLUMNS[char]), np.uint8)
-    return (columns[None, :] >> np.arange(7)[:, None] & 1).astype(bool)
-
-
-@cache
-def _textures() -> list[NDArray[np.int64]]:
-    """Four grounds of 512 x 512 offsets around zero: fine grain, blotches, stripes, weave."""
-    grain = np.random.RandomState(7).randint(-10, 11, (512, 512))  # RandomState's stream is frozen for good
-    blotches = np.repeat(np.repeat(np.random.RandomState(8).randint(-9, 10, (64, 64)), 8, 0), 8, 1)
-    line = np.arange(512)
-    stripes = np.broadcast_to((line // 6 % 2 * 10 - 5)[None, :], (512, 512))
-    weave = (line[:, None] // 9 + line[None, :] // 9) % 2 * 8 - 4
-    return [grain, blotches + grain // 4, stripes + grain // 3, weave + grain // 3]
-
-
-@cache
-def mask(shape: str, radius: int) -> Pixels:
-    """Coverage 0..255 of a shape in its box of [2 radius, 2 radius] pixels, from 4 x 4 samples a pixel."""
-    n = 8 * radius
-    axis = (np.arange(n) * 2 + 1 - n) / n
-    x, y = np.meshgrid(axis, -axis)
-    inside = _inside(shape, x, y)
-    return (inside.reshape(2 * radius, 4, 2 * radius, 4).sum((1, 3)) * 255 // 16).astype(np.uint8)
-
-
-def _inside(shape: str, x: Plane, y: Plane) -> NDArray[np.bool_]:
-    square = x * x + y * y
-    if shape == "circle":
-        return square < 0.9
-    if shape == "ring":
-        return (square < 0.9) & (square > 0.3)
-    if shape == "moon":
-        return (square < 0.9) & ((x - 0.45) ** 2 + (y - 0.15) ** 2 > 0.56)
-    if shape == "square":
-        return (abs(x) < 0.82) & (abs(y) < 0.82)
-    if shape == "cross":
-        return (abs(x) < 0.3) & (abs(y) < 0.95) | (abs(y) < 0.3) & (abs(x) < 0.95)
-    if shape == "heart":
-        lobes = (abs(x) - 0.44) ** 2 + (y - 0.32) ** 2 < 0.25
-        return lobes | _polygon(((-0.87, 0.07), (0.0, 0.5), (0.87, 0.07), (0.0, -0.95)), x, y)
-    if shape == "triangle":
-        return _polygon(((0.0, 0.95), (0.98, -0.8), (-0.98, -0.8)), x, y)
-    outer = ((0.0, 1.0), (0.951, 0.309), (0.588, -0.809), (-0.588, -0.809), (-0.951, 0.309))
-    inner = ((0.235, 0.324), (0.38, -0.124), (0.0, -0.4), (-0.38, -0.124), (-0.235, 0.324))
-    return _polygon([point for pair in zip(outer, inner, strict=True) for point in pair], x, y)  # star
-
-
-def _polygon(
-    points: Sequence[tuple[float, float]], x: NDArray[np.float64], y: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Even-odd rule."""
-    inside = np.zeros(x.shape, bool)
-    for (ax, ay), (bx, by) in zip(points, [*points[1:], points[0]], strict=True):
-        if ay != by:
-            inside ^= ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
-    return inside
-
-
-@cache
-def _disc(radius: int) -> Pixels:
-    return mask("circle", radius)
-
-
-@cache
-def _pattern(kind: int, radius: int) -> NDArray[np.bool_]:
-    """Which of a distractor's two colours a pixel has: stripes, checks or a target."""
-    line = np.arange(2 * radius)
-    if kind == 0:
-        return np.broadcast_to(line // 5 % 2 == 0, (2 * radius, 2 * radius))
-    if kind == 1:
-        return (line[:, None] // 7 + line[None, :] // 7) % 2 == 0
-    far = (line[:, None] - radius) ** 2 + (line[None, :] - radius) ** 2
-    return far * 9 // (radius * radius) % 2 == 0
-
-
-def patch_labels(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which thing, and which character of `CHARS`, each patch shows: two arrays [grid, grid], -1 for none.
-
-    A patch shows a thing when at least a fifth of the patch, or of the thing, lies in it; a glyph belongs to the
-    patch its centre lies in.
-    """
-    grid = scene.grid
-    thing_of, best = np.full((grid, grid), -1), np.zeros((grid, grid))
-    for i, thing in enumerate(scene.things):
-        rows, columns, area = _coverage(thing, grid)
-        box = (slice(rows, rows + len(area)), slice(columns, columns + area.shape[1]))
-        shown = (area >= PATCH * PATCH / 5) & (area > best[box])
-        thing_of[box][shown], best[box][shown] = i, area[shown]
-    char_of = np.full((grid, grid), -1)
-    for line in [line for _, _, line in scene.form] + ([scene.sign] if scene.sign else []):
-        for char, row, column in glyph_patches(line):
-            if char in CHARS and row < grid and column < grid:
-                char_of[row, column] = CHARS.index(char)
-    return thing_of, char_of
-
-
-def _coverage(thing: Thing, grid: int) -> tuple[int, int, NDArray[np.float64]]:
-    """First row, first column and the pixels that a thing covers in each patch from there."""
-    r = thing.radius
-    row, column = (thing.y - r) // PATCH, (thing.x - r) // PATCH
-    rows, columns = (thing.y + r - 1) // PATCH + 1 - row, (thing.x + r - 1) // PATCH + 1 - column
-    canvas = np.zeros((rows * PATCH, columns * PATCH))
-    top, left = thing.y - r - row * PATCH, thing.x - r - column * PATCH
-    canvas[top : top + 2 * r, left : left + 2 * r] = mask(thing.shape, r) / 255
-    return row, column, canvas.reshape(rows, PATCH, columns, PATCH).sum((1, 3))
-
-
-def glyph_patches(line: Text) -> list[tuple[str, int, int]]:
-    """(character, patch row, patch column) of every glyph's centre."""
-    row = (line.y + 7 * line.scale // 2) // PATCH
-    return [(c, row, (line.x + 6 * line.scale * i + 5 * line.scale // 2) // PATCH) for i, c in enumerate(line.text)]
+def _value(rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        return str(rng.randint(10, 9999))
+    return "".join(rng.choice(CHARS) for _ in range(rng.randint(2, 4)))

@@ -3,83 +3,184 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .questions import TYPES, Asked, ask
-from .scenes import Difficulty, draw
-from .sets import held_out
+from ..measure.metrics import anls
+from ..measure.metrics.caption import without_java
+from ..measure.session import commit_shown, session
+from ..models.load import load
+from .drawing import draw
+from .questions import NUMBERS, ORDERS, QUADRANTS, TYPES, Asked, ask, describe
+from .scenes import COLORS, SHAPES, Difficulty, Scene, make
+
+# What guessing gets who knows the question and its possible answers; for texts and captions about nothing.
+CHANCE = {
+    "color": 1 / len(COLORS),
+    "shape": 1 / len(SHAPES),
+    "count": 1 / (len(NUMBERS) - 1),
+    "position": 1 / len(QUADRANTS),
+    "relation": 0.5,
+}
+TEXTS = ("read", "read_yn", "field")  # asked about small glyphs, and again about large ones
+SMALL, LARGE = 20, 28  # pixels
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question about a scene, the model's answer, and its answer when it sees noise instead."""
+
+    asked: Asked
+    scene: Scene
+    seen: str
+    blind: str
 
 
 @torch.no_grad()
 def score(
-    checkpoint: Path, per_type: int = 400, seed: int = 1, only: Sequence[str] = TYPES
-) -> dict[str, dict[str, Any]]:
-    """Exact-match accuracy on `per_type` questions of each type, about scenes of 4 to 8 things never seen in training.
+    checkpoint: str | Path = "testbed",
+    per_type: int = 400,
+    seed: int = 1,
+    only: Sequence[str] = TYPES,
+    difficulty: Difficulty | None = None,
+) -> dict[str, Any]:
+    """Figures of `per_type` questions of each type, about scenes never seen in training (4 to 8 things if not given).
 
-    Per type: n, accuracy, blind (the same questions with noise for the image), majority (the share of the commonest
-    answer) and, for yes/no types, yes_recall and no_recall. Existence questions are half true; half of the false ones
-    share a colour or a shape with something in the scene.
+    "types": rows of type, measure ("exact", "ANLS", "CIDEr"), n, score, blind (the same questions with noise for the
+    image), chance, majority (the share of the commonest answer) and, for yes/no types, yes_recall and no_recall.
+    Types about text are asked about glyphs of 20 px, and again ("read 28 px") of 28 px. All six counts are asked for
+    equally often. "model", "revision", "seed", "session": what was measured, when and where.
+    Raises what models.load raises.
     """
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    model = LlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
-    noise = torch.Generator().manual_seed(seed)
-    rows: dict[str, list[tuple[str, str, str]]] = {t: [] for t in only}  # answer, prediction, blind prediction
-    for i in range(40 * per_type):
-        wanted = [t for t in only if len(rows[t]) < per_type]
-        if not wanted:
-            break
-        rng = random.Random(f"{seed}/score/{i}/questions")
-        scene = held_out(seed, f"score/{i}", Difficulty(form=0.3 if "field" in wanted else 0.0, sign=0.5))
-        asked = [q for t in wanted for q in (ask(scene, t, rng),) if q]
-        if not asked:
-            continue
-        pixels = processor.image_processor(Image.fromarray(draw(scene)), return_tensors="pt").pixel_values
-        seen = answers(model, processor, pixels, asked)
-        blind = answers(model, processor, torch.randn(pixels.shape, generator=noise), asked)
-        for q, prediction, guess in zip(asked, seen, blind, strict=True):
-            rows[q.type].append((q.answer, prediction, guess))
-    return {type_: _figures(found) for type_, found in rows.items() if found}
+    opened = load(checkpoint, device="cpu")
+    model, processor = opened.model, opened.processor
+    base, noise = difficulty or Difficulty(), torch.Generator().manual_seed(seed)
+    figures: list[dict[str, Any]] = []
+    for height, types in {SMALL: only, LARGE: [t for t in only if t in TEXTS]}.items():
+        rows: dict[str, list[Answered]] = {t: [] for t in types}
+        for i in range(40 * per_type):
+            wanted = [t for t in types if len(rows[t]) < per_type]
+            if not wanted:
+                break
+            rest = [t for t in wanted if t != "field"]
+            form = 0.0 if "field" not in wanted else 0.25 if rest else 1.0
+            # Once the rest have enough, every scene is made to allow what is still wanted.
+            sign, alike = (1.0 if set(rest) <= set(TEXTS) else 0.5), (1.0 if rest == ["count"] else base.alike)
+            dial = replace(base, form=form, sign=sign, alike=alike, glyphs=(height,))
+            scene = make("held-out", f"{seed}/report/{height}/{i}", difficulty=dial)
+            asked = _questions(scene, wanted, random.Random(f"{seed}/report/{height}/{i}/questions"), rows, per_type)
+            if asked:
+                pixels = processor.image_processor(Image.fromarray(draw(scene)), return_tensors="pt").pixel_values
+                seen = answers(model, processor, pixels, asked)
+                blind = answers(model, processor, torch.randn(pixels.shape, generator=noise), asked)
+                for q, answer, guess in zip(asked, seen, blind, strict=True):
+                    rows[q.type].append(Answered(q, scene, answer, guess))
+        for type_, found in rows.items():
+            name = type_ if height == SMALL else f"{type_} {LARGE} px"
+            figures += [{"type": name, **row} for row in _figures(found)]
+    about = {"model": str(checkpoint), "revision": opened.revision, "seed": seed, "session": session()}
+    return {"types": figures, **about}
+
+
+def _questions(
+    scene: Scene, wanted: Sequence[str], rng: random.Random, rows: dict[str, list[Answered]], per_type: int
+) -> list[Asked]:
+    numbers = Counter(row.asked.answer for row in rows.get("count", []))
+    asked = [q for t in wanted for q in (ask(scene, t, rng),) if q]
+    return [q for q in asked if q.type != "count" or numbers[q.answer] < -(-per_type // (len(NUMBERS) - 1))]
 
 
 def answers(model: LlavaForConditionalGeneration, processor: Any, pixels: Tensor, asked: list[Asked]) -> list[str]:
-    """Greedy answers to questions about one image, whose tower pass they share."""
-    prompts = [f"USER: <image>\n{q.text} ASSISTANT:" for q in asked]
+    """Greedy answers to questions about one image, which share its tower pass and the cache of its visual prefix."""
     frame = "<image>" * model.config.image_seq_length
-    inputs = processor.tokenizer([p.replace("<image>", frame) for p in prompts], return_tensors="pt", padding=True)
-    (features,) = model.get_image_features(pixel_values=pixels).pooler_output
-    encoded = {"image": BaseModelOutputWithPooling(pooler_output=[features] * len(asked))}  # type: ignore[arg-type]  # one entry an image
-    out = cast(Any, model).generate(**inputs, mm_encoder_outputs=encoded, max_new_tokens=8, do_sample=False)
-    decoded = processor.tokenizer.batch_decode(out[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in decoded]
+    tokenizer = processor.tokenizer
+    prefix = tokenizer(f"USER: {frame}\n", return_tensors="pt").input_ids
+    out = dict[int, str]()
+    (features,) = cast(Any, model).get_image_features(pixel_values=pixels).pooler_output
+    for tokens in {_longest(q) for q in asked}:
+        here = [i for i, q in enumerate(asked) if _longest(q) == tokens]
+        prompts = tokenizer(
+            [f"{asked[i].text} ASSISTANT:" for i in here], return_tensors="pt", padding=True, add_special_tokens=False
+        )
+        encoded = {"image": BaseModelOutputWithPooling(pooler_output=[features])}  # type: ignore[arg-type]  # one entry an image
+        cache = model(input_ids=prefix, mm_encoder_outputs=encoded, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(here))
+        ids = torch.cat([prefix.expand(len(here), -1), prompts.input_ids], 1)
+        mask = torch.cat([torch.ones_like(prefix).expand(len(here), -1), prompts.attention_mask], 1)
+        made = cast(Any, model).generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=tokens, do_sample=False
+        )
+        for i, text in zip(
+            here, tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True), strict=True
+        ):
+            out[i] = text.strip()
+    return [out[i] for i in range(len(asked))]
 
 
-def _figures(rows: list[tuple[str, str, str]]) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        "n": len(rows),
-        "accuracy": sum(a == p for a, p, _ in rows) / len(rows),
-        "blind": sum(a == b for a, _, b in rows) / len(rows),
-        "majority": Counter(a for a, _, _ in rows).most_common(1)[0][1] / len(rows),
+def _longest(asked: Asked) -> int:
+    return 64 if asked.type == "caption" else 8
+
+
+def _figures(rows: list[Answered]) -> list[dict[str, Any]]:
+    """The figures of one type, under each of its measures."""
+    if not rows:
+        return []
+    type_, n = rows[0].asked.type, len(rows)
+    if type_ == "caption":
+        return [{"measure": "CIDEr", "n": n, "score": _cider(rows, "seen"), "blind": _cider(rows, "blind")}]
+    right = [row.asked.answer == row.seen for row in rows]
+    exact: dict[str, Any] = {
+        "measure": "exact",
+        "n": n,
+        "score": sum(right) / n,
+        "blind": sum(row.asked.answer == row.blind for row in rows) / n,
+        "majority": Counter(row.asked.answer for row in rows).most_common(1)[0][1] / n,
     }
-    for word in ("yes", "no"):
-        found = [(a, p) for a, p, _ in rows if a == word]
-        if found:
-            figures[f"{word}_recall"] = sum(a == p for a, p in found) / len(found)
-    return figures
+    if type_ in CHANCE:
+        exact["chance"] = CHANCE[type_]
+    if {row.asked.answer for row in rows} <= {"yes", "no"}:
+        exact["chance"] = 0.5
+        for word in ("yes", "no"):
+            found = [mark for row, mark in zip(rows, right, strict=True) if row.asked.answer == word]
+            if found:
+                exact[f"{word}_recall"] = sum(found) / len(found)
+    if type_ not in ("read", "field"):
+        return [exact]
+    near = {name: _anls([(getattr(row, name), row.asked.answer) for row in rows]) for name in ("seen", "blind")}
+    return [exact, {"measure": "ANLS", "n": n, "score": near["seen"], "blind": near["blind"]}]
 
 
-def table(figures: dict[str, dict[str, Any]]) -> str:
-    """The scores as Markdown, with the versions they were made with."""
-    columns = ("n", "accuracy", "blind", "majority", "yes_recall", "no_recall")
-    lines = [f"| type | {' | '.join(columns)} |".replace("_", " "), "|---|" + "--:|" * len(columns)]
-    for type_, row in figures.items():
+def _anls(pairs: list[tuple[str, str]]) -> float:
+    return float(anls.score([{"prediction": made, "answers": [right]} for made, right in pairs])["mean"])
+
+
+def _cider(rows: list[Answered], name: str) -> float:
+    """CIDEr against five sentences a scene that list its things in different orders."""
+    references = [[_words(describe(row.scene, order).answer) for order in ORDERS] for row in rows]
+    return float(without_java([_words(getattr(row, name)) for row in rows], references)[0]["CIDEr"]["corpus"])
+
+
+def _words(text: str) -> str:
+    return text.replace(",", "").lower()
+
+
+def table(report: dict[str, Any]) -> str:
+    """What `score` found as Markdown, with what it was measured on."""
+    columns = ("measure", "n", "score", "blind", "chance", "majority", "yes_recall", "no_recall")
+    lines = [f"| type | {' | '.join(columns)} |".replace("_", " "), "|---|---|" + "--:|" * (len(columns) - 1)]
+    for row in report["types"]:
         cells = (f"{row[c]:.3f}" if isinstance(row.get(c), float) else str(row.get(c, "-")) for c in columns)
-        lines.append(f"| {type_} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"torch {torch.__version__}, transformers {transformers.__version__}, CPU"])
+        lines.append(f"| {row['type']} | {' | '.join(cells)} |")
+    here = report["session"]
+    measured = (
+        f"{report['model']} ({report['revision']}), held-out scenes of seed {report['seed']}, torch {here['torch']}, "
+        f"transformers {here['transformers']}, {here['machine']} CPU, {here['started']}{commit_shown(here)}"
+    )
+    return "\n".join([*lines, "", measured])

@@ -1,14 +1,15 @@
 """Training the testbed's model on two cores, in four resumable stages.
 
-    tower   the CLIP tower learns what every patch shows (shape, colour, character) and its CLS token which things
-            stand in the scene, on windows of the canvas that grow to the whole of it
+    tower   the CLIP tower learns what every patch shows (shape, colour, character and its place in the text, centres of
+            things) and its CLS token what the image holds, on windows of the canvas that grow to the whole of it
     oracle  the Llama learns to answer from perfect visual tokens, sums of word embeddings (needs no tower, so it can
             run beside the first stage on the other core)
     align   the projector learns to turn the tower's features into such tokens
     tune    projector and Llama learn from the real tower's features, which stay fixed
 
-Every step draws fresh scenes from a seed that names the stage and the step, so a resumed run sees the data that an
-unbroken one would have seen. Learning rates follow the wall clock. docs/testbed.md says what came of it.
+Until the last phase of `tune` the Llama sees a part of the patches, in their places: those that show something and some
+of the ground. Every step draws fresh scenes from a seed that names the stage and the step, so a resumed run sees the
+data that an unbroken one would have seen. Learning rates follow the wall clock. docs/testbed.md says what came of it.
 """
 
 import json
@@ -24,53 +25,70 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .lessons import WHATS, Heads, Labels, Oracle, answer_loss, encode, pixels, sincos, tower_loss
+from . import curves
+from .lessons import Heads, Labels, Oracle, answer_loss, encode, pixels, sincos, tower_loss
 from .model import make_model, make_processor
 from .packing import Words, pack
 from .scenes import GRID, Difficulty, Scene, make
 
-STAGES = {"tower": 0.35, "oracle": 0.3, "align": 0.02, "tune": 0.33}  # in order, with their shares of the time
+STAGES = {"tower": 0.27, "oracle": 0.3, "align": 0.02, "tune": 0.41}  # in order, with their shares of the time
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the canvas: patches down and across, scenes a step, things a scene, shares of forms and of signs."""
+
+    rows: int = GRID
+    columns: int = GRID
+    batch: int = 16
+    objects: tuple[int, int] = (3, 9)
+    form: float = 0.2
+    sign: float = 0.4
 
 
 @dataclass(frozen=True)
 class Phase:
-    """From this share of a stage's time on: side of the window in patches, scenes a step, things a scene."""
+    """From this share of a stage's time on: windows, by turns; patches that the Llama sees; questions a scene."""
 
     start: float
-    grid: int
-    batch: int
-    objects: tuple[int, int]
+    windows: tuple[Window, ...]
+    shown: int | None = None
+    turns: int = 12
 
 
 PHASES = {
-    "tower": (
-        Phase(0.0, 8, 32, (2, 5)),
-        Phase(0.62, 12, 16, (3, 6)),
-        Phase(0.82, GRID, 5, (4, 8)),
+    "tower": (  # square windows for things, wide ones for lines of text
+        Phase(0.0, (Window(8, 8, 32, (2, 5), 0.0, 0.3), Window(3, GRID, 28, (0, 2), 0.7, 1.0))),
+        Phase(0.6, (Window(12, 12, 16, (3, 6), 0.0, 0.4), Window(6, GRID, 16, (1, 4), 0.6, 1.0))),
+        Phase(0.8, (Window(batch=6, form=0.3, sign=0.6),)),
     ),
-    "oracle": (Phase(0.0, 8, 24, (2, 5)), Phase(0.8, 12, 12, (3, 6))),
-    "align": (Phase(0.0, 12, 16, (3, 6)),),
-    "tune": (Phase(0.0, 8, 16, (2, 5)), Phase(0.08, 12, 10, (3, 6)), Phase(0.2, GRID, 4, (4, 8))),
+    "oracle": (Phase(0.0, (Window(batch=24, objects=(2, 5), form=0.1, sign=0.3),), 72), Phase(0.35, (Window(),), 128)),
+    "align": (Phase(0.0, (Window(batch=6),)),),
+    "tune": (Phase(0.0, (Window(batch=12),), 160), Phase(0.4, (Window(batch=5),), None, 24)),
 }
 
 
-def scenes_for(stage: str, step: int, phase: Phase) -> list[Scene]:
-    """The fresh training scenes of one step, each with something to ask about."""
-    small = phase.grid < 12  # a small window shows part of a canvas: fewer distractors, and no room for a form
+def scenes_for(stage: str, step: int, window: Window) -> list[Scene]:
+    """The fresh training scenes of one step, each with something to ask about or to read."""
+    small = window.rows * window.columns < GRID * GRID // 2  # a small window shows part of a canvas
     difficulty = Difficulty(
-        objects=phase.objects,
+        objects=window.objects,
+        radius=(12, 24),
+        giant=0.0 if small else 0.1,
         distractors=(0, 1) if small else (1, 2),
-        form=0.0 if small else 0.1,
-        sign=0.35,
-        glyphs=(3,) if small else (3, 4),
+        form=window.form,
+        sign=window.sign,
+        glyphs=(20, 28),
+        lines=(1, 6) if small else (3, 12),
     )
-    drawn = (make("train", f"{stage}/{step}/{i}", phase.grid, difficulty) for i in count())
-    return list(islice((scene for scene in drawn if scene.things or scene.form), phase.batch))
+    drawn = (make("train", f"{stage}/{step}/{i}", window.rows, window.columns, difficulty) for i in count())
+    usable = (s for s in drawn if s.things or s.form or (small and s.sign))
+    return list(islice(usable, window.batch))
 
 
-def corner_of(rng: random.Random, grid: int) -> tuple[int, int]:
+def corner_of(rng: random.Random, window: Window) -> tuple[int, int]:
     """Where on the canvas the window of this step lies."""
-    return rng.randint(0, GRID - grid), rng.randint(0, GRID - grid)
+    return rng.randint(0, GRID - window.rows), rng.randint(0, GRID - window.columns)
 
 
 class Trainer:
@@ -112,6 +130,7 @@ class Trainer:
         ]
         self.rates = [o.param_groups[0]["lr"] for o in self.optimizers]
         self.step, self.elapsed = 0, 0.0
+        (out / stage).mkdir(parents=True, exist_ok=True)
         self._load()
 
     def run(
@@ -123,6 +142,9 @@ class Trainer:
         while self.elapsed < self.seconds and (max_steps is None or self.step < max_steps):
             done = self.elapsed / self.seconds
             phase = [p for p in PHASES[self.stage] if p.start <= done][-1]
+            early = self.out / "checkpoint-before-last-phase"
+            if self.stage == "tune" and phase is PHASES["tune"][-1] and not early.exists():
+                self.export(early)  # tells what the last phase changes
             rate = min(1.0, (self.step + 1) / 50) * max(0.03, min(1.0, (1 - done) / 0.5))
             for optimizer, base in zip(self.optimizers, self.rates, strict=True):
                 optimizer.param_groups[0]["lr"] = base * rate
@@ -139,9 +161,10 @@ class Trainer:
                     figures.setdefault(key, []).append(value)
             self.elapsed, last = self.elapsed + time.perf_counter() - last, time.perf_counter()
             if self.step % report_every == 0:
-                yield {"step": self.step, "minutes": self.elapsed / 60, "grid": phase.grid} | {
-                    k: sum(v) / len(v) for k, v in figures.items()
-                }
+                means = {k: sum(v) / len(v) for k, v in figures.items()}
+                means = {"step": self.step, "minutes": self.elapsed / 60} | means
+                curves.record(self.out / self.stage, means)
+                yield means
                 figures = {}
             if self.elapsed - saved > save_every:
                 self.save()
@@ -149,30 +172,37 @@ class Trainer:
         self.save()
 
     def _loss(self, phase: Phase, done: float) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"{self.stage}/{self.step}")
-        scenes, corner = scenes_for(self.stage, self.step, phase), corner_of(rng, phase.grid)
-        self.model.model.vision_tower.config._attn_implementation = "sdpa" if phase.grid == GRID else "eager"
+        rng, window = random.Random(f"{self.stage}/{self.step}"), phase.windows[self.step % len(phase.windows)]
+        scenes, corner = scenes_for(self.stage, self.step, window), corner_of(rng, window)
+        # The fused kernel's backward is slow on short sequences.
+        large = window.rows * window.columns == GRID * GRID
+        self.model.model.vision_tower.config._attn_implementation = "sdpa" if large else "eager"
         if self.stage == "tower":
             return tower_loss(self.model, self.heads, scenes, corner)
-        embed = self.model.model.language_model.embed_tokens
+        embed, labels = self.model.model.language_model.embed_tokens, Labels(scenes)
+        kept = None
+        if phase.shown:
+            kept = labels.some(phase.shown, torch.Generator().manual_seed(rng.getrandbits(32)))
         if self.stage == "oracle":
-            visual = self.oracle.tokens(embed, self.words, Labels(scenes), corner, rng)
-            return answer_loss(self.model, pack(scenes, self.words, rng), visual, 0.3 * max(0.0, 1 - done / 0.8))
-        with torch.no_grad():
-            features = encode(self.model, pixels(scenes), corner)[:, 1:]
-        visual = self.model.model.multi_modal_projector(features)
+            visual = self.oracle.tokens(embed, self.words, labels, rng)
+        else:
+            with torch.no_grad():
+                features = encode(self.model, pixels(scenes), corner)[:, 1:]
+            visual = self.model.model.multi_modal_projector(features)
         if self.stage == "align":
             with torch.no_grad():
-                wanted = self.oracle.tokens(embed, self.words, Labels(scenes), corner, None)
-            weight = torch.where(Labels(scenes).what < WHATS, 1.0, 0.15)[..., None]
-            loss = ((visual.float() - wanted) ** 2 * weight).mean() / wanted.var()
-            return loss, {"align": loss.item()}
-        return answer_loss(self.model, pack(scenes, self.words, rng), visual, 0.1 * max(0.0, 1 - done / 0.4))
+                wanted = self.oracle.tokens(embed, self.words, labels, None)
+            counts = torch.where(labels.shows() | (labels.of["center"] == 0), 1.0, 0.15)[..., None]
+            loss = ((visual.float() - wanted) ** 2 * counts).mean() / wanted.var()
+            return loss, {"loss": loss.item()}
+        if kept is not None:
+            visual = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
+        weight = {"oracle": 0.3 * max(0.0, 1 - done / 0.8), "tune": 0.1 * max(0.0, 1 - done / 0.4)}[self.stage]
+        return answer_loss(self.model, pack(scenes, self.words, rng, phase.turns, kept), visual, weight)
 
     def save(self) -> None:
         """Write weights and optimiser state as safetensors, atomically."""
         folder = self.out / self.stage
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{n}": p.detach().contiguous() for n, p in self.trained.items()}
         for i, optimizer in enumerate(self.optimizers):
             for j, state in optimizer.state_dict()["state"].items():
@@ -182,9 +212,8 @@ class Trainer:
 
     def _load(self) -> None:
         own = self.out / self.stage / "state.safetensors"
-        for stage in list(STAGES)[
-            : list(STAGES).index(self.stage) + 1
-        ]:  # later stages overwrite what earlier ones taught
+        known = list(STAGES)
+        for stage in known[: known.index(self.stage) + 1]:  # later stages overwrite what earlier ones taught
             path = self.out / stage / "state.safetensors"
             if path.exists():
                 weights = {n[6:]: t for n, t in load_file(path).items() if n.startswith("model.")}
@@ -204,9 +233,11 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """Write the model and its processor for stock transformers, weights named as in released LLaVA checkpoints."""
-        for part in (self.model.model.language_model, self.model.model.vision_tower):
-            part.config._attn_implementation = "sdpa"
+        llm, tower = self.model.model.language_model.config, self.model.model.vision_tower.config
+        own = llm._attn_implementation
+        llm._attn_implementation = tower._attn_implementation = "sdpa"
         self.model.save_pretrained(folder)
+        llm._attn_implementation = own
         weights = load_file(folder / "model.safetensors")
         released = {n.replace("vision_tower.", "vision_tower.vision_model."): t for n, t in weights.items()}
         save_file(released, folder / "model.safetensors", {"format": "pt"})
@@ -230,6 +261,7 @@ def train(
         trainer = Trainer(out, stage, minutes * STAGES[stage])
         for figures in trainer.run(report_every=report_every):
             report(f"{stage}: " + "  ".join(f"{k} {v:.3g}" for k, v in figures.items()))
+        (out / "curves.svg").write_text(curves.draw({name: curves.read(out / name) for name in STAGES}))
     if stage != "tune":
         return out / stage
     trainer.export(out / "checkpoint")

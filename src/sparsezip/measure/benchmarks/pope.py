@@ -45,6 +45,7 @@ class Pope(Benchmark):
         "f1": "F1 %",
         "precision": "prec %",
         "recall": "rec %",
+        "no_recall": "no rec %",
         "yes_ratio": "yes %",
     }
     headline = "accuracy"
