@@ -119,12 +119,12 @@ def tower_loss(
     rows, columns = waves()[corner[0] :][: scenes[0].rows], waves()[corner[1] :][: scenes[0].columns]
     at = torch.cat([rows[:, None].expand(-1, len(columns), -1), columns[None].expand(len(rows), -1, -1)], -1)
     place = F.mse_loss(heads.place(patches), at.flatten(0, 1).expand(len(scenes), -1, -1))
-    figures |= {"loss cls": here.item(), "loss place": place.item()}
-    return loss + 2 * here + 0.5 * place, figures
+    loss = loss + 2 * here + 0.5 * place
+    return loss, figures | {"loss": loss.item(), "loss cls": here.item(), "loss place": place.item()}
 
 
 class Supervision:
-    """Share of attention that head 0 of two layers pays, where a token of an answer is due, to what bears it."""
+    """Share of attention that head 0 of two layers pays to where a token has to look (see packing.looks)."""
 
     layers = (2, 3)
 

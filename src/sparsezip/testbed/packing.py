@@ -2,21 +2,21 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .questions import YES_NO, Asked, ask, describe
+from .questions import YES_NO, Asked, Span, ask, describe
 from .scenes import CHARS, COLORS, FIELDS, SHAPES, Scene
 
 # How often each type is asked, of scenes that allow it.
 MIX = {
-    "color": 2.5, "shape": 2.5, "exist": 4.0, "exist_shape": 0.8, "exist_color": 0.8, "color_yn": 0.8, "count": 4.0,
-    "count_yn": 1.2, "position": 2.0, "position_yn": 0.8, "relation": 2.5, "relation_yn": 1.2, "read": 2.0,
-    "read_yn": 2.0,
+    "color": 2.0, "shape": 2.0, "exist": 3.0, "exist_shape": 0.8, "exist_color": 0.8, "color_yn": 0.8, "count": 8.0,
+    "count_yn": 2.5, "position": 1.5, "position_yn": 2.5, "relation": 2.0, "relation_yn": 2.5, "read": 2.0,
+    "read_yn": 2.5,
 }  # fmt: skip
 
 
@@ -36,16 +36,32 @@ class Words:
     def _first(self, words: Sequence[str]) -> Tensor:
         return torch.tensor([self.encode(word)[0] for word in words] + [self.pad])
 
-    def answer(self, asked: Asked) -> tuple[list[int], list[tuple[int, ...]]]:
-        """The answer's tokens, and the patches that bear each; the first token needs all of a text's."""
-        encoded = self.tokenizer(f" {asked.answer}", add_special_tokens=False, return_offsets_mapping=True)
+    def tokens(self, text: str, spans: Sequence[Span], shift: int = 0) -> tuple[list[int], list[tuple[int, ...]]]:
+        """The tokens of a text, and the patches that bear each; `shift`: where the text begins that spans are of."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         bearing = [
-            tuple(p for span in asked.spans if start < span.end + 1 and span.start + 1 < end for p in span.patches)
+            tuple(p for span in spans if start < span.end + shift and span.start + shift < end for p in span.patches)
             for start, end in encoded.offset_mapping
         ]
-        if not bearing[0]:
-            bearing[0] = asked.patches
         return encoded.input_ids, bearing
+
+
+def looks(
+    asked: Asked, about: list[tuple[int, ...]], answer: list[tuple[int, ...]]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Where to look from which token of a turn: its place, counted from the question's first, and the patches.
+
+    From where a token of the answer is due, to what bears it, or to the sequence's first token (no patches) where
+    nothing does. From the nouns of a question that has several. Where things are to be counted, to one patch of each
+    and as much to the first token: how little that one gets then tells the number.
+    """
+    due = len(about) - 1
+    if asked.nouns:
+        return [(i, patches) for i, patches in enumerate(about) if patches]
+    if asked.counted:
+        return [(due + len(answer) - 1, patches) for patches in [(), *((patch,) for patch in asked.counted)]]
+    first = (due, answer[0] or asked.patches)
+    return [first, *((due + i, patches) for i, patches in enumerate(answer) if i and patches)]
 
 
 @dataclass
@@ -57,8 +73,8 @@ class Turns:
     positions: Tensor  # [scene, token]
     targets: Tensor  # [scene, token], -100 where nothing is asked
     starts: Tensor  # [scene, turn] where the first token of each answer is predicted
-    queries: Tensor  # [scene, query] where a token of an answer that patches bear is predicted
-    bearing: Tensor  # [scene, query, token] the prefix tokens that bear it (BOS where nothing does)
+    queries: Tensor  # [scene, query] tokens that have to look somewhere
+    bearing: Tensor  # [scene, query, token] where: tokens of the prefix
     asked: list[list[Asked]]
 
 
@@ -80,7 +96,7 @@ def questions_for(scene: Scene, rng: random.Random, turns: int, caption: bool) -
                 text += YES_NO
             if rng.random() < 0.15:
                 text = text[0].lower() + text[1:]
-            asked.append(Asked(question.type, text, question.answer, question.spans))
+            asked.append(replace(question, text=text))
     return asked
 
 
@@ -103,11 +119,11 @@ def pack(scenes: list[Scene], words: Words, rng: random.Random, turns: int = 12,
         slot = {p: before + i for i, p in enumerate(places)}
         start, borne = [], list[tuple[int, list[int]]]()
         for number, q in enumerate(questions, 1):
-            question, (answer, spans) = words.encode(f"{q.text} ASSISTANT:"), words.answer(q)
+            question, about = words.tokens(f"{q.text} ASSISTANT:", q.nouns)
+            answer, bears = words.tokens(f" {q.answer}", q.spans, 1)
+            for at, wanted in looks(q, about, bears):
+                borne.append((len(ids) + at, [slot[p] for p in wanted if p in slot] or [0]))
             start.append(len(ids) + len(question) - 1)
-            for i, span in enumerate(spans):
-                if span or i == 0:
-                    borne.append((start[-1] + i, [slot[p] for p in span if p in slot] or [0]))
             ids += question + answer
             target += [-100] * (len(question) - 1) + [*answer, words.eos]
             place += range(after, after + len(question) + len(answer))

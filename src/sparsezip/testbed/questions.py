@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .labels import PatchLabels, glyph_patches, patch_labels
@@ -19,7 +19,7 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 @dataclass(frozen=True)
 class Span:
-    """A part of an answer, [start, end) in characters, and the raster indices of the patches that bear it."""
+    """A part of a text, [start, end) in characters, and the raster indices of the patches that bear it."""
 
     start: int
     end: int
@@ -28,12 +28,18 @@ class Span:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question about a scene and its answer."""
+    """One question about a scene and its answer. `spans` are parts of the answer.
+
+    For the training: `nouns` are parts of the question that are about a part of the image, `counted` the patches of
+    which one each stands for a thing to count.
+    """
 
     type: str
     text: str
     answer: str
     spans: tuple[Span, ...] = ()
+    nouns: tuple[Span, ...] = ()
+    counted: tuple[int, ...] = ()
 
     @property
     def patches(self) -> tuple[int, ...]:
@@ -168,13 +174,18 @@ def _kinds(scene: Scene) -> dict[int, list[tuple[str, list[Thing]]]]:
     return found
 
 
+def _centers(scene: Scene, things: Iterable[Thing]) -> tuple[int, ...]:
+    return tuple(thing.y // PATCH * scene.columns + thing.x // PATCH for thing in things)
+
+
 def _count(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
     # The number first: all six are asked for equally often, so that guessing does not pay.
     kinds = _kinds(scene).get(rng.randint(1, len(NUMBERS) - 1))
     if not kinds:
         return None
     words, things = rng.choice(kinds)
-    return _asked("count", f"How many {words} are there?", str(len(things)), scene, things)
+    asked = _asked("count", f"How many {words} are there?", str(len(things)), scene, things)
+    return replace(asked, counted=_centers(scene, things))
 
 
 def _count_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
@@ -186,7 +197,8 @@ def _count_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) 
     n = number if truth else other
     one = words.removesuffix("s") if words != "crosses" else "cross"
     phrase = f"Is there one {one}" if n == 1 else f"Are there {NUMBERS[n]} {words}"
-    return _asked("count_yn", f"{phrase} in the image?", "yes" if truth else "no", scene, things)
+    asked = _asked("count_yn", f"{phrase} in the image?", "yes" if truth else "no", scene, things)
+    return replace(asked, counted=_centers(scene, things))
 
 
 def _quadrant(scene: Scene, thing: Thing) -> str:
@@ -238,7 +250,8 @@ def _relation(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) 
         return None
     one, other, side = found
     where = "above or below" if side in ("above", "below") else "left or right of"
-    return _asked("relation", f"Is the {one.shape} {where} the {other.shape}?", side, scene, [one, other])
+    text = f"Is the {one.shape} {where} the {other.shape}?"
+    return _compared(_asked("relation", text, side, scene, [one, other]), scene, one, other)
 
 
 def _relation_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
@@ -249,7 +262,14 @@ def _relation_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | Non
     side = side if truth else OPPOSITE[side]
     where = side if side in ("above", "below") else f"{side} of"
     text = f"Is the {one.shape} {where} the {other.shape}?"
-    return _asked("relation_yn", text, "yes" if truth else "no", scene, [one, other])
+    return _compared(_asked("relation_yn", text, "yes" if truth else "no", scene, [one, other]), scene, one, other)
+
+
+def _compared(asked: Asked, scene: Scene, *things: Thing) -> Asked:
+    """With its nouns: the name of each thing in the question."""
+    starts = [asked.text.index(f"the {thing.shape}") + len("the ") for thing in things]
+    spans = (Span(a, a + len(t.shape), _where(scene, t)) for a, t in zip(starts, things, strict=True))
+    return replace(asked, nouns=tuple(spans))
 
 
 def _glyphs(scene: Scene, line: Text, skip: int = 0) -> list[int]:
@@ -273,8 +293,10 @@ def _read_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -
     if not truth:
         i = rng.randrange(len(word))
         word = word[:i] + rng.choice([c for c in CHARS if c != word[i]]) + word[i + 1 :]
-    answer, patches = "yes" if truth else "no", tuple(_glyphs(scene, scene.sign))
-    return Asked("read_yn", f'Does the sign say "{word}"?', answer, (Span(0, len(answer), patches),))
+    answer, patches, text = "yes" if truth else "no", _glyphs(scene, scene.sign), f'Does the sign say "{word}"?'
+    first = text.index(word)
+    nouns = tuple(Span(first + i, first + i + 1, (patch,)) for i, patch in enumerate(patches))
+    return Asked("read_yn", text, answer, (Span(0, len(answer), tuple(patches)),), nouns)
 
 
 def _field(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
