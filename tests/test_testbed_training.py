@@ -7,9 +7,12 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sparsezip.testbed import checkpoint_path
+from sparsezip.testbed.labels import patch_labels
 from sparsezip.testbed.lessons import answer_loss, encode, pixels
-from sparsezip.testbed.packing import Words, pack
-from sparsezip.testbed.scenes import Difficulty, make
+from sparsezip.testbed.model import make_tokenizer
+from sparsezip.testbed.packing import Words, looks, pack
+from sparsezip.testbed.questions import ask
+from sparsezip.testbed.scenes import CHARS, Difficulty, make
 from sparsezip.testbed.score import score
 from sparsezip.testbed.train import STAGES, Trainer, train
 
@@ -53,6 +56,33 @@ def test_patches_that_are_not_shown_leave_their_places_empty(tmp_path):
         bears = {p for p in kept[0].tolist() if whole_marks[before + p]}
         assert {kept[0, i].item() for i in range(5) if part_marks[before + i]} == bears
         assert part_marks[0] == (not bears)
+
+
+def test_tokens_are_told_where_to_look():
+    words = Words(make_tokenizer())
+    scene = make("train", 2, difficulty=Difficulty(objects=(6, 6), alike=0.0, sign=1.0))
+    shows = patch_labels(scene)
+
+    def looked_at(type_, seed):
+        asked = next(q for i in range(200) if (q := ask(scene, type_, random.Random(f"{seed}/{i}"))))
+        tokens, about = words.tokens(f"{asked.text} ASSISTANT:", asked.nouns)
+        answer, bears = words.tokens(f" {asked.answer}", asked.spans, 1)
+        spoken = words.tokenizer.convert_ids_to_tokens([*tokens, *answer])
+        return asked, [(spoken[at].removeprefix("Ġ"), at - len(tokens), p) for at, p in looks(asked, about, bears)]
+
+    asked, found = looked_at("relation", 0)  # each noun at its own thing
+    for (word, _, patches), thing in zip(found, [asked.text.split()[2], asked.text.split()[-1][:-1]], strict=True):
+        assert word == thing
+        assert {scene.things[i].shape for i in shows.thing.flatten()[list(patches)]} == {thing}
+    asked, found = looked_at("count", 0)  # the digit's turn: at each counted thing once, and at the first token
+    assert {at for _, at, _ in found} == {0}
+    assert sorted(len(patches) for *_, patches in found) == [0] + [1] * int(asked.answer)
+    assert len({shows.center.flatten()[p] for *_, patches in found for p in patches} - {-1}) == int(asked.answer)
+    asked, found = looked_at("read", 0)  # each character at its own glyph
+    assert [at for _, at, _ in found] == [i - 1 for i in range(len(asked.answer) + 1)]
+    assert "".join(CHARS[shows.char.flatten()[patches[0]]] for *_, patches in found[1:]) == asked.answer
+    asked, found = looked_at("color", 0)
+    assert [(at, patches) for _, at, patches in found] == [(-1, asked.patches)]
 
 
 def test_windows_at_full_size_equal_the_stock_tower(tmp_path):
