@@ -216,7 +216,6 @@ def test_tables_show_the_share_where_it_was_measured_and_nowhere_else(data, tmp_
 
 def test_the_share_is_a_mean_with_an_interval_clustered_by_image(tmp_path):
     """Two questions on each of four images: shares of 1, 1, .5 and .5, so that each pulls a sixteenth."""
-    given = [row for label in ("keep_all", "grid") for row in rows(label, answer_patches=2, answer_patch_recall=1.0)]
     given = rows("keep_all", answer_patches=2, answer_patch_recall=1.0)
     for row in rows("grid", answer_patches=2):
         given.append(replace(row, answer_patch_recall=0.5 if row.image in ("2.png", "3.png") else 1.0))
