@@ -79,7 +79,7 @@ def test_the_report_asks_for_all_numbers_alike_and_for_both_sizes_of_glyphs():
     assert all(row["n"] == 12 for row in report["types"])
     text = table(report)
     assert report["revision"] in text
-    assert "seed 5" in text
+    assert "standard held-out scenes of seed 5" in text
     assert len([line for line in text.splitlines() if line.startswith("|")]) == 2 + 5
 
 
@@ -88,6 +88,15 @@ def test_curves_keep_the_later_report_of_a_step_that_was_taken_again(tmp_path):
         curves.record(tmp_path, {"step": step, "minutes": step / 10, "loss": loss, "shape": 1 - loss / 10})
     assert [(row["step"], row["loss"]) for row in curves.read(tmp_path)] == [(50, 3.0), (100, 1.5), (150, 1.0)]
     assert curves.read(tmp_path / "none") == []
+
+
+def test_a_report_that_a_kill_broke_off_does_not_hide_the_others(tmp_path):
+    for step in (50, 100, 150):
+        curves.record(tmp_path, {"step": step, "minutes": step / 10, "loss": 1.0})
+        if step == 50:
+            with (tmp_path / curves.FILE).open("a") as file:
+                file.write('{"step": 10')
+    assert [row["step"] for row in curves.read(tmp_path)] == [50, 150]  # the second stands behind the broken one
 
 
 def test_curves_are_drawn_where_their_values_are():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from sparsezip.errors import UsageError
 from sparsezip.testbed import checkpoint_path
 from sparsezip.testbed.labels import patch_labels
 from sparsezip.testbed.lessons import answer_loss, encode, pixels
@@ -140,6 +141,30 @@ def test_a_smoke_training_learns_and_exports_a_stock_checkpoint(tmp_path):
     changed = [not torch.equal(one, other) for one, other in zip(before.parameters(), model.parameters(), strict=True)]
     assert any(changed)
     assert not all(changed)  # the last phase trains the language model, not the tower
+
+
+def test_an_export_that_a_kill_broke_off_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
+    trainer, folder = Trainer(tmp_path, "tune", minutes=1), tmp_path / "checkpoint"
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.processor, "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.export(folder)
+        assert not folder.exists()
+    for _ in range(2):  # again: over what the first attempt left, and over a whole one
+        trainer.export(folder)
+        assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+        assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize(("stage", "lacks"), [("align", "tower and oracle"), ("tune", "tower and oracle and align")])
+def test_a_stage_without_those_before_it_is_refused(tmp_path, stage, lacks):
+    with pytest.raises(UsageError, match=f"Stage {stage} begins with what {lacks} learnt.*--stages tower,oracle"):
+        train(tmp_path / "run", minutes=1, stages=[stage])
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_shipped_checkpoint_is_a_small_stock_llava():

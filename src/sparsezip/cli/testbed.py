@@ -15,7 +15,7 @@ app = typer.Typer(
 
 @app.command("data")
 def make_data(
-    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
     seed: Annotated[int, typer.Option(min=0, help="One seed gives the same files everywhere.")] = 0,
     scenes: Annotated[int, typer.Option(min=1, help="Images with open questions; the other sets are smaller.")] = 200,
     split: Annotated[str, typer.Option(help="held-out or train: the two never share a scene.")] = "held-out",
@@ -30,14 +30,17 @@ def make_data(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The run's folder: a new one, or that of a run to go on.")],
     minutes: Annotated[
-        float, typer.Option(min=0.1, help="In all; the same command goes on with a run that was killed.")
+        float, typer.Option(min=0.1, help="Of all four stages, whichever are run: each takes its share.")
     ] = 180,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    stages: Annotated[str | None, typer.Option(help="Some of tower, oracle, align, tune, by comma; none: all.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 2,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="Some of tower, oracle, align, tune, by comma (all). The first two may run side by side."),
+    ] = None,
 ) -> None:
-    """Train the small model from nothing; the checkpoint ends in OUT/checkpoint."""
+    """Train the small model from nothing; it ends in OUT/checkpoint. After a kill the same command goes on."""
     from ..testbed.train import STAGES, train
 
     names = stages.split(",") if stages else list(STAGES)
@@ -58,9 +61,6 @@ def report(
 ) -> None:
     """Held-out scores of a checkpoint by question type, with noise for the image as a control."""
     quiet()
-    from ..testbed.scenes import LEVELS
     from ..testbed.score import score, table
 
-    if level not in LEVELS:
-        raise unknown("level", level, LEVELS)
-    typer.echo(table(score(checkpoint or "testbed", questions, seed, difficulty=LEVELS[level])))
+    typer.echo(table(score(checkpoint or "testbed", questions, seed, level=level)))

@@ -30,8 +30,13 @@ def record(folder: Path, figures: Mapping[str, float]) -> None:
 
 def read(folder: Path) -> list[dict[str, float]]:
     """The reports of one stage in order; of steps taken again after a kill, the later ones."""
-    lines = (folder / FILE).read_text().splitlines() if (folder / FILE).exists() else []
-    by_step = {int(row["step"]): row for row in map(json.loads, lines)}
+    by_step = dict[int, dict[str, float]]()
+    for report in (folder / FILE).read_text().splitlines() if (folder / FILE).exists() else []:
+        try:
+            row = json.loads(report)
+        except ValueError:  # a kill broke it off, and the next report was written behind it
+            continue
+        by_step[int(row["step"])] = row
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -17,9 +17,10 @@ from ..measure.metrics import anls
 from ..measure.metrics.caption import without_java
 from ..measure.session import commit_shown, session
 from ..models.load import load
+from ..registry import unknown
 from .drawing import draw
 from .questions import NUMBERS, ORDERS, QUADRANTS, TYPES, Asked, ask, describe
-from .scenes import COLORS, SHAPES, Difficulty, Scene, make
+from .scenes import COLORS, LEVELS, SHAPES, Scene, make
 
 # What guessing gets who knows the question and its possible answers; for texts and captions about nothing.
 CHANCE = {
@@ -49,19 +50,21 @@ def score(
     per_type: int = 400,
     seed: int = 1,
     only: Sequence[str] = TYPES,
-    difficulty: Difficulty | None = None,
+    level: str = "standard",
 ) -> dict[str, Any]:
-    """Figures of `per_type` questions of each type, about scenes never seen in training (4 to 8 things if not given).
+    """Figures of `per_type` questions of each type, about scenes of a level (scenes.LEVELS) never seen in training.
 
     "types": rows of type, measure ("exact", "ANLS", "CIDEr"), n, score, blind (the same questions with noise for the
     image), chance, majority (the share of the commonest answer) and, for yes/no types, yes_recall and no_recall.
     Types about text are asked about glyphs of 20 px, and again ("read 28 px") of 28 px. All six counts are asked for
-    equally often. "model", "revision", "seed", "session": what was measured, when and where.
-    Raises what models.load raises.
+    equally often. "model", "revision", "level", "seed", "session": what was measured, on what, when and where.
+    Raises UnknownNameError for an unknown level, and what models.load raises.
     """
+    if level not in LEVELS:
+        raise unknown("level", level, LEVELS)
     opened = load(checkpoint, device="cpu")
     model, processor = opened.model, opened.processor
-    base, noise = difficulty or Difficulty(), torch.Generator().manual_seed(seed)
+    base, noise = LEVELS[level], torch.Generator().manual_seed(seed)
     figures: list[dict[str, Any]] = []
     for height, types in {SMALL: only, LARGE: [t for t in only if t in TEXTS]}.items():
         rows: dict[str, list[Answered]] = {t: [] for t in types}
@@ -85,7 +88,7 @@ def score(
         for type_, found in rows.items():
             name = type_ if height == SMALL else f"{type_} {LARGE} px"
             figures += [{"type": name, **row} for row in _figures(found)]
-    about = {"model": str(checkpoint), "revision": opened.revision, "seed": seed, "session": session()}
+    about = {"model": str(checkpoint), "revision": opened.revision, "level": level, "seed": seed, "session": session()}
     return {"types": figures, **about}
 
 
@@ -180,7 +183,8 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"| {row['type']} | {' | '.join(cells)} |")
     here = report["session"]
     measured = (
-        f"{report['model']} ({report['revision']}), held-out scenes of seed {report['seed']}, torch {here['torch']}, "
-        f"transformers {here['transformers']}, {here['machine']} CPU, {here['started']}{commit_shown(here)}"
+        f"{report['model']} ({report['revision']}), {report['level']} held-out scenes of seed {report['seed']}, "
+        f"torch {here['torch']}, transformers {here['transformers']}, {here['machine']} CPU, "
+        f"{here['started']}{commit_shown(here)}"
     )
     return "\n".join([*lines, "", measured])

@@ -14,8 +14,9 @@ data that an unbroken one would have seen. Learning rates follow the wall clock.
 
 import json
 import random
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -25,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from . import curves
 from .lessons import Heads, Labels, Oracle, answer_loss, encode, pixels, sincos, tower_loss
 from .model import make_model, make_processor
@@ -32,6 +34,8 @@ from .packing import Words, pack
 from .scenes import GRID, Difficulty, Scene, make
 
 STAGES = {"tower": 0.27, "oracle": 0.3, "align": 0.02, "tune": 0.41}  # in order, with their shares of the time
+NEEDS = {"tower": (), "oracle": (), "align": ("tower", "oracle"), "tune": ("tower", "oracle", "align")}
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -208,13 +212,13 @@ class Trainer:
             for j, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{i}.{j}.{k}": v.contiguous() for k, v in state.items()}
         save_file(tensors, folder / "new.safetensors", {"clock": json.dumps([self.step, self.elapsed])})
-        (folder / "new.safetensors").replace(folder / "state.safetensors")
+        (folder / "new.safetensors").replace(folder / STATE)
 
     def _load(self) -> None:
-        own = self.out / self.stage / "state.safetensors"
+        own = self.out / self.stage / STATE
         known = list(STAGES)
         for stage in known[: known.index(self.stage) + 1]:  # later stages overwrite what earlier ones taught
-            path = self.out / stage / "state.safetensors"
+            path = self.out / stage / STATE
             if path.exists():
                 weights = {n[6:]: t for n, t in load_file(path).items() if n.startswith("model.")}
                 unknown = self.parts.load_state_dict(weights, strict=False).unexpected_keys
@@ -232,32 +236,44 @@ class Trainer:
                 optimizer.load_state_dict(saved)
 
     def export(self, folder: Path) -> None:
-        """Write the model and its processor for stock transformers, weights named as in released LLaVA checkpoints."""
+        """Write the model and its processor for stock transformers, weights named as in released LLaVA checkpoints.
+
+        `folder` appears, in place of an older one, when all of it is written.
+        """
+        new = folder.with_name(f"{folder.name}.partial")
         llm, tower = self.model.model.language_model.config, self.model.model.vision_tower.config
         own = llm._attn_implementation
         llm._attn_implementation = tower._attn_implementation = "sdpa"
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(new)
         llm._attn_implementation = own
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(new / "model.safetensors")
         released = {n.replace("vision_tower.", "vision_tower.vision_model."): t for n, t in weights.items()}
-        save_file(released, folder / "model.safetensors", {"format": "pt"})
-        self.processor.save_pretrained(folder)
+        save_file(released, new / "model.safetensors", {"format": "pt"})
+        self.processor.save_pretrained(new)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
 
 
 def train(
     out: Path,
     minutes: float,
-    stages: Iterable[str] = STAGES,
+    stages: Collection[str] = tuple(STAGES),
     threads: int = 2,
     report: Callable[[str], None] = print,
     report_every: int = 50,
 ) -> Path:
-    """Run the stages for `minutes` in all, going on where a killed run stopped; returns the last one's folder.
+    """Run `stages`, in the order of STAGES, going on where a killed run stopped; returns where the result is.
 
-    The first two stages may run at the same time in two processes; the export follows the last.
+    minutes: of all four stages, of which each takes its share. The first two may run at the same time in two processes;
+    the export follows the last. Raises UsageError where `out` has nothing of a stage that another one needs.
     """
     torch.set_num_threads(threads)
-    for stage in stages:
+    for stage in (name for name in STAGES if name in stages):
+        if missing := [name for name in NEEDS[stage] if not (out / name / STATE).exists()]:
+            raise UsageError(
+                f"Stage {stage} begins with what {' and '.join(missing)} learnt, of which {out} has nothing. "
+                f"Train it there first: --stages {','.join(missing)}."
+            )
         trainer = Trainer(out, stage, minutes * STAGES[stage])
         for figures in trainer.run(report_every=report_every):
             report(f"{stage}: " + "  ".join(f"{k} {v:.3g}" for k, v in figures.items()))
