@@ -1,4 +1,4 @@
-"""Pixels of scenes, by integer arithmetic only: one scene gives the same image on every machine."""
+"""Pixels of scenes, by integers and by fractions that round alike everywhere: one image of a scene on all machines."""
 
 from collections.abc import Sequence
 from functools import cache

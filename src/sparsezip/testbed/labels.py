@@ -16,8 +16,7 @@ Grid = NDArray[np.int64]
 class PatchLabels:
     """Arrays [rows, columns], -1 for none.
 
-    thing: which thing of the scene shows: at least a fifth of the patch, or of the thing, or its
-    centre, lies in it.
+    thing: which thing of the scene shows: at least a fifth of the patch, or of the thing, or its centre, lies in it.
     center: which thing has its centre here. char: which of CHARS has its centre here. line, index: of which FIELDS'
     value (or the sign) this character is a part, and its place in it; a field's own name has neither.
     """

@@ -47,7 +47,7 @@ class Asked:
         return tuple(sorted({patch for span in self.spans for patch in span.patches}))
 
 
-# In which a sentence can list things: left to right, right to left, top to bottom, bottom to top, largest first.
+# Orders of the things in a sentence: left to right, right to left, top to bottom, bottom to top, largest first.
 ORDERS: tuple[Callable[[Thing], int], ...] = (
     lambda thing: thing.x,
     lambda thing: -thing.x,
@@ -55,20 +55,17 @@ ORDERS: tuple[Callable[[Thing], int], ...] = (
     lambda thing: -thing.y,
     lambda thing: -thing.radius,
 )
-Asker = Callable[[Scene, random.Random, bool, bool | None], Asked | None]
+Asker = Callable[[Scene, random.Random, bool], Asked | None]
 
 
-def ask(
-    scene: Scene, type_: str, rng: random.Random, *, truth: bool | None = None, hard: bool | None = None
-) -> Asked | None:
+def ask(scene: Scene, type_: str, rng: random.Random, *, truth: bool | None = None) -> Asked | None:
     """A question of that type about the scene, or None where the scene does not allow one.
 
-    `truth` fixes the answer of a yes/no question (otherwise a fair coin). `hard` asks a false existence question
-    about a thing that shares its colour or its shape with one in the scene (otherwise half of them do).
+    `truth` fixes the answer of a yes/no question (otherwise a fair coin).
     """
     if bool(scene.form) != (type_ == "field") or not (scene.form or scene.things):
         return None
-    return _ASK[type_](scene, rng, rng.random() < 0.5 if truth is None else truth, hard)
+    return _ASK[type_](scene, rng, rng.random() < 0.5 if truth is None else truth)
 
 
 def article(words: str) -> str:
@@ -81,8 +78,11 @@ def pairs(scene: Scene) -> set[tuple[str, str]]:
     return {(t.color, t.shape) for t in scene.things}
 
 
-def absent(scene: Scene, rng: random.Random, hard: bool | None) -> tuple[str, str]:
-    """A (colour, shape) pair that is not in the scene; a hard one shares one of the two with a thing that is."""
+def absent(scene: Scene, rng: random.Random, hard: bool | None = None) -> tuple[str, str]:
+    """A (colour, shape) pair that is not in the scene.
+
+    hard: it shares one of the two with a thing that is there (False: only by chance; None: a fair coin decides).
+    """
     here = pairs(scene)
     while True:
         color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
@@ -100,7 +100,7 @@ def describe(scene: Scene, order: Callable[[Thing], int] = ORDERS[0]) -> Asked:
     for i, thing in enumerate(things):
         text += "" if not i else " and " if i == len(things) - 1 else ", "
         phrase = article(f"{thing.color} {thing.shape}")
-        spans.append(Span(len(text), len(text) + len(phrase), _where(scene, thing)))
+        spans.append(Span(len(text), len(text) + len(phrase), patches_of(scene, thing)))
         text += phrase
     return Asked("caption", DESCRIBE, text, tuple(spans))
 
@@ -108,13 +108,14 @@ def describe(scene: Scene, order: Callable[[Thing], int] = ORDERS[0]) -> Asked:
 _labels: Callable[[Scene], PatchLabels] = lru_cache(maxsize=8)(patch_labels)
 
 
-def _where(scene: Scene, *things: Thing) -> tuple[int, ...]:
+def patches_of(scene: Scene, *things: Thing) -> tuple[int, ...]:
+    """Raster indices of the patches that show one of the things."""
     wanted = {i for i, thing in enumerate(scene.things) if thing in things}
     return tuple(i for i, thing in enumerate(_labels(scene).thing.flatten().tolist()) if thing in wanted)
 
 
 def _asked(type_: str, text: str, answer: str, scene: Scene, things: Iterable[Thing]) -> Asked:
-    return Asked(type_, text, answer, (Span(0, len(answer), _where(scene, *things)),))
+    return Asked(type_, text, answer, (Span(0, len(answer), patches_of(scene, *things)),))
 
 
 def _unique(
@@ -125,25 +126,25 @@ def _unique(
     return rng.choice(single) if single else None
 
 
-def _color(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _color(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     thing = _unique(scene, lambda t: t.shape, rng)
     return _asked("color", f"What color is the {thing.shape}?", thing.color, scene, [thing]) if thing else None
 
 
-def _shape(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _shape(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     thing = _unique(scene, lambda t: t.color, rng)
     return _asked("shape", f"What shape is the {thing.color} object?", thing.shape, scene, [thing]) if thing else None
 
 
-def _exist(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
-    color, shape = rng.choice(sorted(pairs(scene))) if truth else absent(scene, rng, hard)
+def _exist(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
+    color, shape = rng.choice(sorted(pairs(scene))) if truth else absent(scene, rng)
     things = [t for t in scene.things if (t.color, t.shape) == (color, shape)]
     text = f"Is there {article(f'{color} {shape}')} in the image?"
     return _asked("exist", text, "yes" if truth else "no", scene, things)
 
 
 def _exist_one(type_: str, key: Callable[[Thing], str], known: tuple[str, ...], noun: str) -> Asker:
-    def asked(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+    def asked(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
         here = {key(t) for t in scene.things}
         choices = sorted(here) if truth else [k for k in known if k not in here]
         if not choices:
@@ -155,7 +156,7 @@ def _exist_one(type_: str, key: Callable[[Thing], str], known: tuple[str, ...], 
     return asked
 
 
-def _color_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _color_yn(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     thing = _unique(scene, lambda t: t.shape, rng)
     if not thing:
         return None
@@ -178,7 +179,7 @@ def _centers(scene: Scene, things: Iterable[Thing]) -> tuple[int, ...]:
     return tuple(thing.y // PATCH * scene.columns + thing.x // PATCH for thing in things)
 
 
-def _count(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _count(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     # The number first: all six are asked for equally often, so that guessing does not pay.
     kinds = _kinds(scene).get(rng.randint(1, len(NUMBERS) - 1))
     if not kinds:
@@ -188,7 +189,7 @@ def _count(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> 
     return replace(asked, counted=_centers(scene, things))
 
 
-def _count_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _count_yn(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     kinds = _kinds(scene)
     if len(kinds) < 2:  # the number asked about must not give the answer away
         return None
@@ -214,14 +215,14 @@ def _placed(scene: Scene, rng: random.Random) -> Thing | None:
     return _unique(scene, lambda t: t.shape, rng, clear)
 
 
-def _position(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _position(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     thing = _placed(scene, rng)
     return (
         _asked("position", f"Where is the {thing.shape}?", _quadrant(scene, thing), scene, [thing]) if thing else None
     )
 
 
-def _position_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _position_yn(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     thing = _placed(scene, rng)
     if not thing:
         return None
@@ -244,7 +245,7 @@ def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, str] | None:
     return rng.choice(found) if found else None
 
 
-def _relation(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _relation(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     found = _pair(scene, rng)
     if not found:
         return None
@@ -254,7 +255,7 @@ def _relation(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) 
     return _compared(_asked("relation", text, side, scene, [one, other]), scene, one, other)
 
 
-def _relation_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _relation_yn(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     found = _pair(scene, rng)
     if not found:
         return None
@@ -268,7 +269,7 @@ def _relation_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | Non
 def _compared(asked: Asked, scene: Scene, *things: Thing) -> Asked:
     """With its nouns: the name of each thing in the question."""
     starts = [asked.text.index(f"the {thing.shape}") + len("the ") for thing in things]
-    spans = (Span(a, a + len(t.shape), _where(scene, t)) for a, t in zip(starts, things, strict=True))
+    spans = (Span(a, a + len(t.shape), patches_of(scene, t)) for a, t in zip(starts, things, strict=True))
     return replace(asked, nouns=tuple(spans))
 
 
@@ -281,12 +282,12 @@ def _text(type_: str, text: str, value: str, patches: list[int]) -> Asked:
     return Asked(type_, text, value, tuple(Span(i, i + 1, (patch,)) for i, patch in enumerate(patches)))
 
 
-def _read(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _read(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     sign = scene.sign
     return _text("read", "What does the sign say?", sign.text, _glyphs(scene, sign)) if sign else None
 
 
-def _read_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _read_yn(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     if not scene.sign:
         return None
     word = scene.sign.text
@@ -299,7 +300,7 @@ def _read_yn(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -
     return Asked("read_yn", text, answer, (Span(0, len(answer), tuple(patches)),), nouns)
 
 
-def _field(scene: Scene, rng: random.Random, truth: bool, hard: bool | None) -> Asked | None:
+def _field(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     name, value, line = rng.choice(scene.form)
     return _text("field", f"What is the {name}?", value, _glyphs(scene, line, len(line.text) - len(value)))
 
@@ -320,7 +321,7 @@ _ASK: dict[str, Asker] = {
     "read": _read,
     "read_yn": _read_yn,
     "field": _field,
-    "caption": lambda scene, rng, truth, hard: describe(scene),
+    "caption": lambda scene, rng, truth: describe(scene),
 }
 TYPES = tuple(_ASK)
 

@@ -21,15 +21,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ..errors import UsageError
 from ..measure.answer_patches import FILE
 from ..registry import unknown
 from .drawing import draw
-from .labels import patch_labels
-from .questions import NUMBERS, ORDERS, YES_NO, Asked, absent, article, ask, describe, pairs
+from .questions import NUMBERS, ORDERS, YES_NO, Asked, absent, article, ask, describe, pairs, patches_of
 from .scenes import LEVELS, Scene, make
 
 SPLITS = ("held-out", "train")
@@ -216,15 +214,10 @@ def write_pope(folder: Path, seed: int, count: int, split: str = "held-out", lev
                 for pair, label in ((yes, "yes"), (no, "no")):
                     text = f"Is there {article(' '.join(pair))} in the image?"
                     rows.append({"question_id": len(rows) + 1, "image": name, "text": text, "label": label})
-                    bearing.add(scene, name, text, _patches(scene, pair))
+                    things = [thing for thing in scene.things if (thing.color, thing.shape) == pair]
+                    bearing.add(scene, name, text, patches_of(scene, *things))
         _lines(folder / f"coco_pope_{part}.json", rows)
     bearing.write(folder)
-
-
-def _patches(scene: Scene, pair: tuple[str, str]) -> list[int]:
-    """Raster indices of the patches that show a thing of that colour and shape."""
-    things = [i for i, thing in enumerate(scene.things) if (thing.color, thing.shape) == pair]
-    return [int(patch) for patch in np.flatnonzero(np.isin(patch_labels(scene).thing, things))]
 
 
 def _write_mme(folder: Path, source: Source, count: int) -> None:
