@@ -28,7 +28,7 @@ def test_figures_of_a_type_are_those_counted_by_hand():
     (figures,) = _figures(answered("exist", rows))
     assert figures == {
         "measure": "exact", "n": 5, "score": 0.6, "blind": 0.4, "majority": 0.6, "chance": 0.5,
-        "yes_recall": 0.5, "no_recall": pytest.approx(2 / 3),
+        "yes_recall": 0.5, "no_recall": pytest.approx(2 / 3), "balanced": pytest.approx(7 / 12),
     }  # fmt: skip
     (figures,) = _figures(answered("color", [("red", "red", "blue"), ("red", "Red", "red")]))
     assert (figures["score"], figures["blind"], figures["chance"]) == (0.5, 0.5, 1 / 8)

@@ -59,7 +59,7 @@ def report(
     seed: Annotated[int, typer.Option(help="Of the held-out scenes.")] = 1,
     level: Annotated[str, typer.Option(help="How much stands in a scene: easy, standard or hard.")] = "standard",
 ) -> None:
-    """Held-out scores of a checkpoint by question type, with noise for the image as a control."""
+    """Held-out scores of a checkpoint by question type, with noise for the image as a control; takes minutes."""
     quiet()
     from ..testbed.score import score, table
 

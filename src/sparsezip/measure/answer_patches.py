@@ -32,8 +32,8 @@ class AnswerPatches:
     def recall(self, kept: Iterable[int], grid: tuple[int, int]) -> float:
         """The share of the cells, 0 to 1, whose centre lies in one of the patches `kept` of a model's own `grid`.
 
-        kept: patches with a token of their own. Both grids cover the same image; a centre on the edge of two patches
-        counts for the lower or the right one.
+        kept: patches with a token of their own. Both grids have to cover the same image, so it is to be square where a
+        model's processor crops. A centre on the edge of two patches counts for the lower or the right one.
         """
         own = set(kept)
         return sum(self._patch(cell, grid) in own for cell in self.cells) / len(self.cells)

@@ -55,7 +55,8 @@ def score(
     """Figures of `per_type` questions of each type, about scenes of a level (scenes.LEVELS) never seen in training.
 
     "types": rows of type, measure ("exact", "ANLS", "CIDEr"), n, score, blind (the same questions with noise for the
-    image), chance, majority (the share of the commonest answer) and, for yes/no types, yes_recall and no_recall.
+    image), chance, majority (the share of the commonest answer) and, for yes/no types, yes_recall,
+    no_recall and balanced (their mean).
     Types about text are asked about glyphs of 20 px, and again ("read 28 px") of 28 px. All six counts are asked for
     equally often. "model", "revision", "level", "seed", "session": what was measured, on what, when and where.
     Raises UnknownNameError for an unknown level, and what models.load raises.
@@ -154,6 +155,8 @@ def _figures(rows: list[Answered]) -> list[dict[str, Any]]:
             found = [mark for row, mark in zip(rows, right, strict=True) if row.asked.answer == word]
             if found:
                 exact[f"{word}_recall"] = sum(found) / len(found)
+        if {"yes_recall", "no_recall"} <= set(exact):
+            exact["balanced"] = (exact["yes_recall"] + exact["no_recall"]) / 2
     if type_ not in ("read", "field"):
         return [exact]
     near = {name: _anls([(getattr(row, name), row.asked.answer) for row in rows]) for name in ("seen", "blind")}
@@ -176,7 +179,7 @@ def _words(text: str) -> str:
 
 def table(report: dict[str, Any]) -> str:
     """What `score` found as Markdown, with what it was measured on."""
-    columns = ("measure", "n", "score", "blind", "chance", "majority", "yes_recall", "no_recall")
+    columns = ("measure", "n", "score", "blind", "chance", "majority", "yes_recall", "no_recall", "balanced")
     lines = [f"| type | {' | '.join(columns)} |".replace("_", " "), "|---|---|" + "--:|" * (len(columns) - 1)]
     for row in report["types"]:
         cells = (f"{row[c]:.3f}" if isinstance(row.get(c), float) else str(row.get(c, "-")) for c in columns)
