@@ -160,6 +160,16 @@ def test_an_export_that_a_kill_broke_off_is_not_taken_for_a_whole_one(tmp_path, 
         assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
+def test_the_same_command_goes_on_and_stages_that_are_done_stay(tmp_path, one_thread):
+    lines = []
+    for _ in range(2):  # the time is up after the first step
+        folder = train(tmp_path, minutes=1e-6, stages=["tower"], threads=1, report=lines.append)
+        assert Trainer(tmp_path, "tower", minutes=1).step == 1
+    assert folder == tmp_path / "tower"
+    assert lines == ["tower: goes on after 1 steps, 0.0 minutes."]
+    assert (tmp_path / "curves.svg").exists()
+
+
 @pytest.mark.parametrize(("stage", "lacks"), [("align", "tower and oracle"), ("tune", "tower and oracle and align")])
 def test_a_stage_without_those_before_it_is_refused(tmp_path, stage, lacks):
     with pytest.raises(UsageError, match=f"Stage {stage} begins with what {lacks} learnt.*--stages tower,oracle"):

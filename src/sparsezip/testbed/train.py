@@ -275,6 +275,8 @@ def train(
                 f"Train it there first: --stages {','.join(missing)}."
             )
         trainer = Trainer(out, stage, minutes * STAGES[stage])
+        if trainer.step:
+            report(f"{stage}: goes on after {trainer.step:,} steps, {trainer.elapsed / 60:.1f} minutes.")
         for figures in trainer.run(report_every=report_every):
             report(f"{stage}: " + "  ".join(f"{k} {v:.3g}" for k, v in figures.items()))
         (out / "curves.svg").write_text(curves.draw({name: curves.read(out / name) for name in STAGES}))
