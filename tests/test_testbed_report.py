@@ -26,6 +26,7 @@ def answered(type_, rows):
 def test_figures_of_a_type_are_those_counted_by_hand():
     rows = [("yes", "yes", "no"), ("yes", "no", "no"), ("no", "no", "no"), ("no", "no", "yes"), ("no", "", "no")]
     (figures,) = _figures(answered("exist", rows))
+    assert figures.pop("interval") == pytest.approx((0.2307, 0.8824), abs=1e-4)  # Wilson's, for three of five
     assert figures == {
         "measure": "exact", "n": 5, "score": 0.6, "blind": 0.4, "majority": 0.6, "chance": 0.5,
         "yes_recall": 0.5, "no_recall": pytest.approx(2 / 3), "balanced": pytest.approx(7 / 12),
@@ -77,6 +78,8 @@ def test_the_report_asks_for_all_numbers_alike_and_for_both_sizes_of_glyphs():
     assert set(rows) == {("count", "exact"), *((t, m) for t in ("read", "read 28 px") for m in ("exact", "ANLS"))}
     assert rows["count", "exact"]["majority"] == pytest.approx(2 / 12)
     assert all(row["n"] == 12 for row in report["types"])
+    (easy,) = score(per_type=6, seed=5, only=("count",), level="easy")["types"]  # where there are three at most
+    assert (easy["n"], easy["chance"], easy["majority"]) == (6, pytest.approx(1 / 3), pytest.approx(1 / 3))
     text = table(report)
     assert report["revision"] in text
     assert "standard held-out scenes of seed 5" in text

@@ -63,4 +63,7 @@ def report(
     quiet()
     from ..testbed.score import score, table
 
-    typer.echo(table(score(checkpoint or "testbed", questions, seed, level=level)))
+    def progress(line: str) -> None:
+        typer.echo(line, err=True)
+
+    typer.echo(table(score(checkpoint or "testbed", questions, seed, level=level, progress=progress)))

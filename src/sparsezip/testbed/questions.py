@@ -58,13 +58,18 @@ ORDERS: tuple[Callable[[Thing], int], ...] = (
 Asker = Callable[[Scene, random.Random, bool], Asked | None]
 
 
-def ask(scene: Scene, type_: str, rng: random.Random, *, truth: bool | None = None) -> Asked | None:
+def ask(
+    scene: Scene, type_: str, rng: random.Random, *, truth: bool | None = None, number: int | None = None
+) -> Asked | None:
     """A question of that type about the scene, or None where the scene does not allow one.
 
-    `truth` fixes the answer of a yes/no question (otherwise a fair coin).
+    `truth` fixes the answer of a yes/no question (otherwise a fair coin), `number` that of a question of type "count"
+    (otherwise one of those that few scenes hold is tried more often, so that all are about equally frequent answers).
     """
     if bool(scene.form) != (type_ == "field") or not (scene.form or scene.things):
         return None
+    if number is not None:
+        return _count(scene, rng, True, number)
     return _ASK[type_](scene, rng, rng.random() < 0.5 if truth is None else truth)
 
 
@@ -179,9 +184,8 @@ def _centers(scene: Scene, things: Iterable[Thing]) -> tuple[int, ...]:
     return tuple(thing.y // PATCH * scene.columns + thing.x // PATCH for thing in things)
 
 
-def _count(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
-    # The number first: all six are asked for equally often, so that guessing does not pay.
-    kinds = _kinds(scene).get(rng.randint(1, len(NUMBERS) - 1))
+def _count(scene: Scene, rng: random.Random, truth: bool, number: int | None = None) -> Asked | None:
+    kinds = _kinds(scene).get(number or rng.choices(range(1, len(NUMBERS)), (5, 6, 12, 24, 40, 60))[0])
     if not kinds:
         return None
     words, things = rng.choice(kinds)

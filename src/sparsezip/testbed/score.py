@@ -1,8 +1,9 @@
 """Held-out scores of a testbed checkpoint by question type, with a blind control, through stock transformers."""
 
+import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,6 @@ from .scenes import COLORS, LEVELS, SHAPES, Scene, make
 CHANCE = {
     "color": 1 / len(COLORS),
     "shape": 1 / len(SHAPES),
-    "count": 1 / (len(NUMBERS) - 1),
     "position": 1 / len(QUADRANTS),
     "relation": 0.5,
 }
@@ -51,14 +51,16 @@ def score(
     seed: int = 1,
     only: Sequence[str] = TYPES,
     level: str = "standard",
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Figures of `per_type` questions of each type, about scenes of a level (scenes.LEVELS) never seen in training.
 
-    "types": rows of type, measure ("exact", "ANLS", "CIDEr"), n, score, blind (the same questions with noise for the
-    image), chance, majority (the share of the commonest answer) and, for yes/no types, yes_recall,
-    no_recall and balanced (their mean).
-    Types about text are asked about glyphs of 20 px, and again ("read 28 px") of 28 px. All six counts are asked for
-    equally often. "model", "revision", "level", "seed", "session": what was measured, on what, when and where.
+    "types": rows of type, measure ("exact", "ANLS", "CIDEr"), n, score, for exact ones its 95 % interval (low, high;
+    Wilson's, as every question is about a scene of its own), blind (the same questions with noise for the image),
+    chance, majority (the share of the commonest answer) and, for yes/no types, yes_recall, no_recall and balanced
+    (their mean). Types about text are asked about glyphs of 20 px, and again ("read 28 px") of 28 px. All numbers to
+    count are asked for equally often. "model", "revision", "level", "seed", "session": what was measured, on what,
+    when and where. `progress` is told how far it is.
     Raises UnknownNameError for an unknown level, and what models.load raises.
     """
     if level not in LEVELS:
@@ -66,6 +68,7 @@ def score(
     opened = load(checkpoint, device="cpu")
     model, processor = opened.model, opened.processor
     base, noise = LEVELS[level], torch.Generator().manual_seed(seed)
+    numbers = min(len(NUMBERS) - 1, base.objects[1])
     figures: list[dict[str, Any]] = []
     for height, types in {SMALL: only, LARGE: [t for t in only if t in TEXTS]}.items():
         rows: dict[str, list[Answered]] = {t: [] for t in types}
@@ -79,26 +82,32 @@ def score(
             sign, alike = (1.0 if set(rest) <= set(TEXTS) else 0.5), (1.0 if rest == ["count"] else base.alike)
             dial = replace(base, form=form, sign=sign, alike=alike, glyphs=(height,))
             scene = make("held-out", f"{seed}/report/{height}/{i}", difficulty=dial)
-            asked = _questions(scene, wanted, random.Random(f"{seed}/report/{height}/{i}/questions"), rows, per_type)
+            rng = random.Random(f"{seed}/report/{height}/{i}/questions")
+            counted = Counter(row.asked.answer for row in rows.get("count", []))
+            rarer = [n for n in range(1, numbers + 1) if counted[str(n)] < -(-per_type // numbers)]
+            asked = [q for t in wanted if (q := _question(scene, t, rng, rarer))]
             if asked:
                 pixels = processor.image_processor(Image.fromarray(draw(scene)), return_tensors="pt").pixel_values
                 seen = answers(model, processor, pixels, asked)
                 blind = answers(model, processor, torch.randn(pixels.shape, generator=noise), asked)
                 for q, answer, guess in zip(asked, seen, blind, strict=True):
                     rows[q.type].append(Answered(q, scene, answer, guess))
+            if i % 50 == 49:
+                done = sum(map(len, rows.values()))
+                progress(f"{done:,} of {per_type * len(types):,} questions with glyphs of {height} px answered")
         for type_, found in rows.items():
             name = type_ if height == SMALL else f"{type_} {LARGE} px"
-            figures += [{"type": name, **row} for row in _figures(found)]
+            figures += [{"type": name, **row} for row in _figures(found, numbers)]
     about = {"model": str(checkpoint), "revision": opened.revision, "level": level, "seed": seed, "session": session()}
     return {"types": figures, **about}
 
 
-def _questions(
-    scene: Scene, wanted: Sequence[str], rng: random.Random, rows: dict[str, list[Answered]], per_type: int
-) -> list[Asked]:
-    numbers = Counter(row.asked.answer for row in rows.get("count", []))
-    asked = [q for t in wanted for q in (ask(scene, t, rng),) if q]
-    return [q for q in asked if q.type != "count" or numbers[q.answer] < -(-per_type // (len(NUMBERS) - 1))]
+def _question(scene: Scene, type_: str, rng: random.Random, numbers: list[int]) -> Asked | None:
+    """A question of that type; of those to count, one whose answer is among `numbers`."""
+    if type_ != "count":
+        return ask(scene, type_, rng)
+    asked = (ask(scene, type_, rng, number=number) for number in rng.sample(numbers, len(numbers)))
+    return next(filter(None, asked), None)
 
 
 def answers(model: LlavaForConditionalGeneration, processor: Any, pixels: Tensor, asked: list[Asked]) -> list[str]:
@@ -129,10 +138,10 @@ def answers(model: LlavaForConditionalGeneration, processor: Any, pixels: Tensor
 
 
 def _longest(asked: Asked) -> int:
-    return 64 if asked.type == "caption" else 8
+    return 96 if asked.type == "caption" else 8
 
 
-def _figures(rows: list[Answered]) -> list[dict[str, Any]]:
+def _figures(rows: list[Answered], numbers: int = len(NUMBERS) - 1) -> list[dict[str, Any]]:
     """The figures of one type, under each of its measures."""
     if not rows:
         return []
@@ -144,11 +153,12 @@ def _figures(rows: list[Answered]) -> list[dict[str, Any]]:
         "measure": "exact",
         "n": n,
         "score": sum(right) / n,
+        "interval": _wilson(sum(right), n),
         "blind": sum(row.asked.answer == row.blind for row in rows) / n,
         "majority": Counter(row.asked.answer for row in rows).most_common(1)[0][1] / n,
     }
-    if type_ in CHANCE:
-        exact["chance"] = CHANCE[type_]
+    if chance := {**CHANCE, "count": 1 / numbers}.get(type_):
+        exact["chance"] = chance
     if {row.asked.answer for row in rows} <= {"yes", "no"}:
         exact["chance"] = 0.5
         for word in ("yes", "no"):
@@ -161,6 +171,13 @@ def _figures(rows: list[Answered]) -> list[dict[str, Any]]:
         return [exact]
     near = {name: _anls([(getattr(row, name), row.asked.answer) for row in rows]) for name in ("seen", "blind")}
     return [exact, {"measure": "ANLS", "n": n, "score": near["seen"], "blind": near["blind"]}]
+
+
+def _wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), which holds near 1, too."""
+    share, z = right / n, 1.959964
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def _anls(pairs: list[tuple[str, str]]) -> float:
@@ -179,10 +196,13 @@ def _words(text: str) -> str:
 
 def table(report: dict[str, Any]) -> str:
     """What `score` found as Markdown, with what it was measured on."""
-    columns = ("measure", "n", "score", "blind", "chance", "majority", "yes_recall", "no_recall", "balanced")
-    lines = [f"| type | {' | '.join(columns)} |".replace("_", " "), "|---|---|" + "--:|" * (len(columns) - 1)]
+    columns = {
+        "measure": "measure", "n": "n", "score": "score", "interval": "95 %", "blind": "blind", "chance": "chance",
+        "majority": "majority", "yes_recall": "yes recall", "no_recall": "no recall", "balanced": "balanced",
+    }  # fmt: skip
+    lines = [f"| type | {' | '.join(columns.values())} |", "|---|---|" + "--:|" * (len(columns) - 1)]
     for row in report["types"]:
-        cells = (f"{row[c]:.3f}" if isinstance(row.get(c), float) else str(row.get(c, "-")) for c in columns)
+        cells = (_shown(row.get(column)) for column in columns)
         lines.append(f"| {row['type']} | {' | '.join(cells)} |")
     here = report["session"]
     measured = (
@@ -191,3 +211,11 @@ def table(report: dict[str, Any]) -> str:
         f"{here['started']}{commit_shown(here)}"
     )
     return "\n".join([*lines, "", measured])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return " to ".join(map(_shown, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -31,7 +31,7 @@ from .questions import NUMBERS, ORDERS, YES_NO, Asked, absent, article, ask, des
 from .scenes import LEVELS, Scene, make
 
 SPLITS = ("held-out", "train")
-OPEN = ("color", "shape", "exist", "count", "position", "relation", "read")  # types of open questions about a scene
+OPEN = ("color", "shape", "exist", "position", "relation", "read")  # types of open questions, but for count
 SIGNS = 0.5  # the share of scenes with a sign among those with open questions
 MME_SUBTASKS = {
     "existence": ("exist",),
@@ -97,31 +97,26 @@ def write(out: Path, seed: int, scenes: int, split: str = "held-out", level: str
 
 
 def open_questions(source: Source, name: str, count: int) -> Iterator[tuple[Scene, list[Asked]]]:
-    """`count` scenes, each with at most one question of each type in OPEN.
+    """`count` scenes, each with a question of type "count" and at most one of each type in OPEN.
 
-    Guessing does not pay: the numbers to count, one to six, are asked about in turn, and of other questions that could
-    be asked, the one whose answer was the rarest so far is.
+    Guessing does not pay: the numbers to count, one to six, take turns, and of other questions that could be asked, the
+    one whose answer was the rarest so far is.
     """
     numbers = min(len(NUMBERS) - 1, LEVELS[source.level].objects[1])
     used: Counter[tuple[str, str]] = Counter()
     for i in range(count):
-        wanted = 1 + i % numbers
+        rng, number = source.draws(f"{name}/{i}"), 1 + i % numbers
         for turn in range(400):  # six alike are rare
             scene = source.scene(f"{name}/{i}/{turn}", sign=SIGNS)
-            if wanted in _alike(scene):
+            counted = ask(scene, "count", rng, number=number)
+            if counted:
                 break
-        rng, asked = source.draws(f"{name}/{i}"), []
+        asked = [counted] if counted else []
         for type_ in OPEN:
-            possible = [q for _ in range(24) if (q := ask(scene, type_, rng))]
-            if possible:
-                asked.append(min(possible, key=lambda q: (q.answer != str(wanted), used[q.type, q.answer])))
+            if possible := [q for _ in range(24) if (q := ask(scene, type_, rng))]:
+                asked.append(min(possible, key=lambda q: used[q.type, q.answer]))
                 used[type_, asked[-1].answer] += 1
         yield scene, asked
-
-
-def _alike(scene: Scene) -> set[int]:
-    """How many things have one shape or one colour in common, for each that stands in the scene."""
-    return {*Counter(t.shape for t in scene.things).values(), *Counter(t.color for t in scene.things).values()}
 
 
 def _save(scene: Scene, path: Path) -> None:

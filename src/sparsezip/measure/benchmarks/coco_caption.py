@@ -68,7 +68,7 @@ class CocoCaption(Benchmark):
         "bleu_1": "BLEU-1 %",
     }
     headline = "cider"
-    prompts: ClassVar = prompts(ASK, bare="Describe the image.", lmms_eval=64, small=64)
+    prompts: ClassVar = prompts(ASK, bare="Describe the image.", lmms_eval=64, small=96)
     hub = Hub("lmms-lab-encoder/COCO-Caption", "val")
     image_folders = ("val2014", "images", "")
 
