@@ -75,9 +75,11 @@ def test_tokens_are_told_where_to_look():
     for (word, _, patches), thing in zip(found, [asked.text.split()[2], asked.text.split()[-1][:-1]], strict=True):
         assert word == thing
         assert {scene.things[i].shape for i in shows.thing.flatten()[list(patches)]} == {thing}
-    asked, found = looked_at("count", 0)  # the digit's turn: at each counted thing once, and at the first token
+    asked, found = looked_at(
+        "count", 0
+    )  # the digit's turn: at each counted thing once, and six times at the first token
     assert {at for _, at, _ in found} == {0}
-    assert sorted(len(patches) for *_, patches in found) == [0] + [1] * int(asked.answer)
+    assert sorted(len(patches) for *_, patches in found) == [0] * 6 + [1] * int(asked.answer)
     assert len({shows.center.flatten()[p] for *_, patches in found for p in patches} - {-1}) == int(asked.answer)
     asked, found = looked_at("read", 0)  # each character at its own glyph
     assert [at for _, at, _ in found] == [i - 1 for i in range(len(asked.answer) + 1)]

@@ -53,13 +53,13 @@ def looks(
 
     From where a token of the answer is due, to what bears it, or to the sequence's first token (no patches) where
     nothing does. From the nouns of a question that has several. Where things are to be counted, to one patch of each
-    and as much to the first token: how little that one gets then tells the number.
+    and, six times as much, to the first token: its share then tells the number, 6 / 7 for one thing, 1 / 2 for six.
     """
     due = len(about) - 1
     if asked.nouns:
         return [(i, patches) for i, patches in enumerate(about) if patches]
     if asked.counted:
-        return [(due + len(answer) - 1, patches) for patches in [(), *((patch,) for patch in asked.counted)]]
+        return [(due + len(answer) - 1, patches) for patches in [*[()] * 6, *((patch,) for patch in asked.counted)]]
     first = (due, answer[0] or asked.patches)
     return [first, *((due + i, patches) for i, patches in enumerate(answer) if i and patches)]
 

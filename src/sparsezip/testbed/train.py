@@ -68,7 +68,7 @@ PHASES = {
     ),
     "oracle": (Phase(0.0, (Window(batch=24, objects=(2, 5), form=0.1, sign=0.3),), 72), Phase(0.35, (Window(),), 128)),
     "align": (Phase(0.0, (Window(batch=6),)),),
-    "tune": (Phase(0.0, (Window(batch=12),), 160), Phase(0.5, (Window(batch=5),), None, 24)),
+    "tune": (Phase(0.0, (Window(batch=12),), 160), Phase(0.75, (Window(batch=5),), None, 24)),
 }
 
 
@@ -201,7 +201,7 @@ class Trainer:
             return loss, {"loss": loss.item()}
         if kept is not None:
             visual = visual.gather(1, kept[..., None].expand(-1, -1, visual.shape[-1]))
-        weight = {"oracle": 0.3 * max(0.0, 1 - done / 0.8), "tune": 0.2 * max(0.0, 1 - done / 0.5)}[self.stage]
+        weight = {"oracle": 0.3 * max(0.0, 1 - done / 0.8), "tune": 0.3 * min(1.0, max(0.0, 3 - 4 * done))}[self.stage]
         return answer_loss(self.model, pack(scenes, self.words, rng, phase.turns, kept), visual, weight)
 
     def save(self) -> None:
