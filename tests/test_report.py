@@ -169,6 +169,22 @@ def test_many_methods_have_a_row_each_where_groups_are_compared():
     )
 
 
+def test_a_sweep_compares_groups_budget_by_budget():
+    """Grid beats random in neither group at 64 tokens, where it has random's answers, and in both at 32."""
+    of = {f"{name}(budget={budget})": (name, budget) for budget in (64, 32) for name in ("random", "grid")}
+    settings = {label: {"name": name, "budget": budget} for label, (name, budget) in of.items()}
+    record = {**RECORD, "config": {"benchmarks": ["scenes"], "methods": {"keep_all": {}, **settings}}}
+    given = [row for row in rows() if row.method == "keep_all"]
+    for label, (name, budget) in of.items():
+        source = "random" if budget == 64 else name
+        given += [Row(**{**row.to_json(), "method": label}) for row in rows() if row.method == source]
+    lines = table.markdown(summary.summarise(record, given)).splitlines()
+    for budget, color in ((64, "50.0 | +0.0 ("), (32, "100.0 | +50.0 (")):
+        start = lines.index(f"**scenes: EM % by type, budget {budget}**")
+        assert lines[start + 2] == "| type | n | keep_all | random | grid | grid minus random |"
+        assert lines[start + 4].startswith(f"| color | 4 | 100.0 | 50.0 | {color}")
+
+
 def test_a_change_of_versions_is_told():
     record = {**RECORD, "sessions": [*RECORD["sessions"], {"started": "2026-01-02", "torch": "3", "transformers": "5"}]}
     assert summary.summarise(record, rows())["notes"] == [

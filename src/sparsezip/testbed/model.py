@@ -52,8 +52,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",  # noqa: S106  # the name of a token, not a secret
-        bos_token="<s>",  # noqa: S106
-        eos_token="</s>",  # noqa: S106
+        bos_token="<s>",  # noqa: S106  # the same
+        eos_token="</s>",  # noqa: S106  # the same
         extra_special_tokens=["<image>"],
         model_input_names=["input_ids", "attention_mask"],
         padding_side="left",
@@ -71,7 +71,7 @@ def make_processor() -> LlavaProcessor:
         make_tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
-        image_token="<image>",  # noqa: S106
+        image_token="<image>",  # noqa: S106  # the name of a token, not a secret
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..session import commit_shown
 from .budgets import compare, form_of
-from .fairness import FLOOR, marked
+from .fairness import FLOOR, budget_of, marked, without_budget
 from .summary import ANSWER_PATCHES, OTHERS
 
 NOT_MEASURED = "-"
@@ -104,7 +104,7 @@ def _sheets(results: Mapping[str, Any]) -> Iterator[Sheet]:
         yield _scores(results, benchmark)
         if benchmark["groups"]:
             grouped = [benchmark["headline"], *({ANSWER_PATCHES} & set(benchmark["columns"]))]
-            yield from (_groups(results, benchmark, score) for score in grouped)
+            yield from (sheet for score in grouped for sheet in _groups(results, benchmark, score))
 
 
 def _budgets(compared: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
@@ -228,21 +228,37 @@ def _scores(results: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Sheet:
     return Sheet(f"{title}; interval and paired differences are those of {columns[headline]}", headings, rows)
 
 
-def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any], score: str) -> Sheet:
-    """A score by group, and by how much methods beat the floor there."""
-    labels, form = results["methods"], form_of(benchmark, score)
+def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any], score: str) -> Iterator[Sheet]:
+    """A score by group, and by how much methods beat the floor there; of several budgets, a table for each."""
     title = f"{benchmark['title']}: {benchmark['columns'][score]} by {benchmark['group_noun']}"
-    if len(labels) > MANY or sum(map(len, labels)) > LONG:
-        parts = benchmark["groups"].values()
+    methods = results["record"]["config"]["methods"]
+    budgets = {label: budget_of(methods[label]) for label in results["methods"]}
+    several = dict.fromkeys(budget for budget in budgets.values() if budget is not None)
+    if len(several) < 2:
+        yield _grouped(title, benchmark, score, {label: label for label in budgets})
+        return
+    for shared in several:
+        yield _grouped(
+            f"{title}, {'budget' if shared >= 1 else 'keep ratio'} {shared:g}",
+            benchmark,
+            score,
+            {label: without_budget(label, own) for label, own in budgets.items() if own in (None, shared)},
+        )
+
+
+def _grouped(title: str, benchmark: Mapping[str, Any], score: str, labels: Mapping[str, str]) -> Sheet:
+    """The same of some methods. labels: what each is called here."""
+    form, parts = form_of(benchmark, score), benchmark["groups"]
+    if len(labels) > MANY or sum(map(len, labels.values())) > LONG:
         rows = [
-            [label, *(_value(benchmark, part["methods"][label]["scores"], score) for part in parts)] for label in labels
+            [name, *(_value(benchmark, part["methods"][label]["scores"], score) for part in parts.values())]
+            for label, name in labels.items()
         ]
-        return Sheet(title, ["method", *benchmark["groups"]], rows)
+        return Sheet(title, ["method", *parts], rows)
     beating = [
         label
         for label in labels
-        if label not in OTHERS
-        and all(FLOOR in part["methods"][label]["differences"] for part in benchmark["groups"].values())
+        if label not in OTHERS and all(FLOOR in part["methods"][label]["differences"] for part in parts.values())
     ]
     rows = [
         [
@@ -251,10 +267,10 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any], score: str
             *(_value(benchmark, part["methods"][label]["scores"], score) for label in labels),
             *(_difference(part["methods"][label]["differences"][FLOOR][score], form) for label in beating),
         ]
-        for group, part in benchmark["groups"].items()
+        for group, part in parts.items()
     ]
-    headings = [benchmark["group_noun"], "n", *labels, *(f"{label} minus {FLOOR}" for label in beating)]
-    return Sheet(title, headings, rows)
+    minus = [f"{labels[label]} minus {FLOOR}" for label in beating]
+    return Sheet(title, [benchmark["group_noun"], "n", *labels.values(), *minus], rows)
 
 
 def _asked(part: Mapping[str, Any], score: str) -> int:
