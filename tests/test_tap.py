@@ -138,12 +138,23 @@ def test_images_are_scaled_down_as_pillow_does_it(adapter, pixels, grid):
 
 
 @torch.no_grad()
-def test_the_tower_does_not_notice(adapter, pixels):
+@pytest.mark.parametrize(("wanted", "run"), [(frozenset(), 3), (ALL, 3), (EVERY, 4)])
+def test_the_tower_runs_as_far_as_it_is_read(adapter, pixels, wanted, run):
+    """Of four layers the projector reads the third; two signals are queries and keys of the fourth, not its output."""
     plain = adapter.tower(pixels, output_hidden_states=True)
-    with tapped(adapter, EVERY) as tap:
-        output = adapter.tower(pixels)
-    assert torch.equal(output.last_hidden_state, plain.last_hidden_state)
+    begun, ended = [], []
+    hooks = [layer.register_forward_pre_hook(lambda module, args: begun.append(module)) for layer in adapter.layers]
+    hooks += [layer.register_forward_hook(lambda module, args, out: ended.append(module)) for layer in adapter.layers]
+    try:
+        with tapped(adapter, wanted) as tap:
+            adapter.tower(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert (len(begun), len(ended)) == (run, 3)
     assert torch.equal(tap.features, plain.hidden_states[-2])
+    again = adapter.tower(pixels, output_hidden_states=True)
+    assert torch.equal(again.last_hidden_state, plain.last_hidden_state)
 
 
 @torch.no_grad()

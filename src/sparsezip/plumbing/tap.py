@@ -87,9 +87,15 @@ def _attend(
 AttentionInterface.register(_NAME, _attend)
 
 
+class _Enough(Exception):  # noqa: N818 - no error
+    """Ends a tower pass once everything that is wanted is there."""
+
+
 class Tap:
     """While entered, notes what the wanted captures need of a tower pass; restores the tower on exit.
 
+    A pass ends, and with it the block, as soon as that is there: what lies behind it in the tower is not run (LLaVA
+    does not read its tower's last layer).
     `features` is the output of `layer`. `heard` holds, under the names of Captures, what was wanted of the queries and
     keys: "cls_attention" and "low_attention": the CLS row per head, or the mean attention received where the tower has
     no CLS; "keys": averaged over heads; "last_query": of CLS, or the mean over all rows; "last_keys": of all heads.
@@ -113,13 +119,19 @@ class Tap:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool:
         for listener in self._listeners:
             listener.stop()
         self._hook.remove()
+        return kind is _Enough
 
     def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
         self.features = output[0] if isinstance(output, tuple) else output
+        self._end()
+
+    def _end(self) -> None:
+        if self.features is not None and self.heard.keys() == self.wanted.keys():
+            raise _Enough
 
     def _listen(
         self,
@@ -137,3 +149,4 @@ class Tap:
                 self.heard[name] = (query[:, :, 0] if self.has_cls else query.mean(2)).flatten(1)
             elif name == "last_keys":
                 self.heard[name] = key.transpose(1, 2).flatten(2)
+        self._end()
