@@ -781,4 +781,4 @@ def test_ctrl_c_says_that_the_run_can_go_on(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr("sparsezip.measure.evaluate.evaluate", stopped)
     code, _, err = run("eval", "--benchmark", "pope", "--data", data, "--method", "grid", "--out", tmp_path / "run")
     assert code == 130
-    assert err == ["sparsezip: Stopped. The same command goes on with `eval`, `data get` and `testbed train`."]
+    assert err == ["sparsezip: Stopped. Started again, `eval`, `data get` and `testbed train` go on where they were."]

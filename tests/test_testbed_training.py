@@ -7,7 +7,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from sparsezip.errors import UsageError
-from sparsezip.testbed import checkpoint_path
+from sparsezip.models.load import TESTBED
 from sparsezip.testbed.labels import patch_labels
 from sparsezip.testbed.lessons import answer_loss, encode, pixels
 from sparsezip.testbed.model import make_tokenizer
@@ -132,7 +132,7 @@ def test_a_smoke_training_learns_and_exports_a_stock_checkpoint(tmp_path):
     lines = []
     folder = train(tmp_path, minutes=1.0, threads=torch.get_num_threads(), report=lines.append, report_every=10)
     assert {line.split(":")[0] for line in lines} >= {"tower"}
-    loss = [float(line.split("loss ")[1].split()[0]) for line in lines if line.startswith("tower")]
+    loss = [float(line.split("loss ")[1].split()[0]) for line in lines if line.startswith("tower: step")]
     assert loss[-1] < 0.9 * loss[0]
     model = LlavaForConditionalGeneration.from_pretrained(folder)
     assert model.config.image_seq_length == 576
@@ -166,10 +166,14 @@ def test_the_same_command_goes_on_and_stages_that_are_done_stay(tmp_path, one_th
     lines = []
     for _ in range(2):  # the time is up after the first step
         folder = train(tmp_path, minutes=1e-6, stages=["tower"], threads=1, report=lines.append)
-        assert Trainer(tmp_path, "tower", minutes=1).step == 1
     assert folder == tmp_path / "tower"
-    assert lines == ["tower: goes on after 1 steps, 0.0 minutes."]
+    assert lines == [
+        "tower: 0.0 minutes, saved every minute, figures every 50 steps.",
+        "tower: is finished (1 steps, 0.0 minutes).",
+    ]
     assert (tmp_path / "curves.svg").exists()
+    with pytest.raises(UsageError, match=r"Stage tower in .* was begun with --minutes 1e-06\. Go on with that"):
+        train(tmp_path, minutes=1, stages=["tower"])
 
 
 @pytest.mark.parametrize(("stage", "lacks"), [("align", "tower and oracle"), ("tune", "tower and oracle and align")])
@@ -179,8 +183,26 @@ def test_a_stage_without_those_before_it_is_refused(tmp_path, stage, lacks):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_stage_that_is_not_finished_is_as_good_as_none(tmp_path, one_thread):
+    list(Trainer(tmp_path, "tower", minutes=1).run(max_steps=1))
+    train(tmp_path, minutes=1e-6, stages=["oracle"], threads=1, report=lambda line: None)
+    with pytest.raises(UsageError, match="with what tower learnt, which is not finished"):
+        train(tmp_path, minutes=1, stages=["align"])
+
+
+@pytest.mark.parametrize("there", ["mine.txt", "checkpoint/mine.txt"])
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, there):
+    file = tmp_path / "run" / there
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    for taken in (tmp_path / "run", file):
+        with pytest.raises(UsageError, match="something else than a training run"):
+            train(taken, minutes=1e-6)
+    assert file.read_text() == "precious"
+
+
 def test_the_shipped_checkpoint_is_a_small_stock_llava():
-    folder = checkpoint_path()
+    folder = TESTBED
     assert sum(p.stat().st_size for p in folder.iterdir()) < 40e6
     assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
     model = LlavaForConditionalGeneration.from_pretrained(folder)
@@ -199,6 +221,6 @@ def test_the_shipped_checkpoint_sees():
 
 
 def test_words_name_single_tokens(tmp_path):
-    words = Words(AutoProcessor.from_pretrained(checkpoint_path()).tokenizer)
+    words = Words(AutoProcessor.from_pretrained(TESTBED).tokenizer)
     assert len(set(words.what.tolist())) == len(words.what)
     assert len(set(words.color.tolist())) == len(words.color)

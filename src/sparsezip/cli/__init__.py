@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(arguments, standalone_mode=False)
         if code == INTERRUPTED:
             print(
-                "sparsezip: Stopped. The same command goes on with `eval`, `data get` and `testbed train`.",
+                "sparsezip: Stopped. Started again, `eval`, `data get` and `testbed train` go on where they were.",
                 file=sys.stderr,
             )
         return code if isinstance(code, int) else 0

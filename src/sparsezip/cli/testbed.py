@@ -43,7 +43,7 @@ def train(
     """Train the small model from nothing; it ends in OUT/checkpoint. After a kill the same command goes on."""
     from ..testbed.train import STAGES, train
 
-    names = stages.split(",") if stages else list(STAGES)
+    names = list(STAGES) if stages is None else [name.strip() for name in stages.split(",")]
     for name in names:
         if name not in STAGES:
             raise unknown("stage", name, STAGES)
@@ -53,10 +53,10 @@ def train(
 @app.command()
 def report(
     checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT", help="A trained one; none: the one that ships.")
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="OUT/checkpoint of a training; none: the one that ships.")
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="Of each type.")] = 400,
-    seed: Annotated[int, typer.Option(help="Of the held-out scenes.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the held-out scenes.")] = 1,
     level: Annotated[str, typer.Option(help="How much stands in a scene: easy, standard or hard.")] = "standard",
 ) -> None:
     """Held-out scores of a checkpoint by question type, with noise for the image as a control; takes minutes."""

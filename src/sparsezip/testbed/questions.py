@@ -63,8 +63,8 @@ def ask(
 ) -> Asked | None:
     """A question of that type about the scene, or None where the scene does not allow one.
 
-    `truth` fixes the answer of a yes/no question (otherwise a fair coin), `number` that of a question of type "count"
-    (otherwise one of those that few scenes hold is tried more often, so that all are about equally frequent answers).
+    `truth` fixes the answer of a yes/no question (otherwise a fair coin), `number` that of a question of type "count".
+    Otherwise a number is drawn, more often one that few scenes hold, so that all are about equally frequent answers.
     """
     if bool(scene.form) != (type_ == "field") or not (scene.form or scene.things):
         return None
@@ -304,9 +304,16 @@ def _read_yn(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
     return Asked("read_yn", text, answer, (Span(0, len(answer), tuple(patches)),), nouns)
 
 
+def fields(form: Scene) -> list[Asked]:
+    """The question about each line of a form, from top to bottom."""
+    return [
+        _text("field", f"What is the {name}?", value, _glyphs(form, line, len(line.text) - len(value)))
+        for name, value, line in form.form
+    ]
+
+
 def _field(scene: Scene, rng: random.Random, truth: bool) -> Asked | None:
-    name, value, line = rng.choice(scene.form)
-    return _text("field", f"What is the {name}?", value, _glyphs(scene, line, len(line.text) - len(value)))
+    return rng.choice(fields(scene))
 
 
 _ASK: dict[str, Asker] = {

@@ -184,8 +184,10 @@ def _anls(pairs: list[tuple[str, str]]) -> float:
     return float(anls.score([{"prediction": made, "answers": [right]} for made, right in pairs])["mean"])
 
 
-def _cider(rows: list[Answered], name: str) -> float:
-    """CIDEr against five sentences a scene that list its things in different orders."""
+def _cider(rows: list[Answered], name: str) -> float | None:
+    """CIDEr against five sentences a scene that list its things in different orders; one scene alone has none."""
+    if len(rows) < 2:
+        return None
     references = [[_words(describe(row.scene, order).answer) for order in ORDERS] for row in rows]
     return float(without_java([_words(getattr(row, name)) for row in rows], references)[0]["CIDEr"]["corpus"])
 

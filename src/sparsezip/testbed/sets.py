@@ -7,7 +7,8 @@
     OUT/docvqa/val_v1.0_withQT.json + documents/
     OUT/coco_caption/annotations/captions_val2014.json + val2014/
     OUT/vqav2/v2_*_val2014_*.json + val2014/
-    OUT/*/answer_patches.jsonl                              which patches bear an answer (measure/answer_patches.py)
+    OUT/*/answer_patches.jsonl                              which patches bear an answer (measure/answer_patches.py);
+                                                            captions have none
 
 The loaders that read the real benchmarks read these. One seed gives the same files on every machine; only the bytes of
 the PNGs depend on the zlib that packed them. No set of one split shares a scene with one of the other.
@@ -27,7 +28,7 @@ from ..errors import UsageError
 from ..measure.answer_patches import FILE
 from ..registry import unknown
 from .drawing import draw
-from .questions import NUMBERS, ORDERS, YES_NO, Asked, absent, article, ask, describe, pairs, patches_of
+from .questions import NUMBERS, ORDERS, YES_NO, Asked, absent, article, ask, describe, fields, pairs, patches_of
 from .scenes import LEVELS, Scene, make
 
 SPLITS = ("held-out", "train")
@@ -152,15 +153,6 @@ class _Bearing:
         _lines(folder / FILE, self.rows.values())
 
 
-def _fields(form: Scene, rng: random.Random) -> list[Asked]:
-    """The question about each line of a form, from top to bottom."""
-    found: dict[str, Asked] = {}
-    while len(found) < len(form.form):
-        if asked := ask(form, "field", rng):
-            found[asked.text] = asked
-    return [found[f"What is the {name}?"] for name, _, _ in form.form]
-
-
 def _write_scenes(folder: Path, source: Source, count: int) -> None:
     rows, bearing = list[dict[str, Any]](), _Bearing()
 
@@ -176,7 +168,7 @@ def _write_scenes(folder: Path, source: Source, count: int) -> None:
     forms, left = 0, count
     while left:
         form = source.scene(f"scenes/form/{forms}", form=1.0)
-        asked = _fields(form, source.draws(f"scenes/form/{forms}"))[:left]
+        asked = fields(form)[:left]
         add(form, f"form{forms:05d}.png", asked)
         forms, left = forms + 1, left - len(asked)
     _lines(folder / "scenes.jsonl", rows)
@@ -239,7 +231,7 @@ def _write_docvqa(folder: Path, source: Source, count: int) -> None:
     for i in range(count):
         form, name = source.scene(f"docvqa/{i}", form=1.0), f"documents/{i:05d}.png"
         _save(form, folder / name)
-        for q in _fields(form, source.draws(f"docvqa/{i}")):
+        for q in fields(form):
             data.append(
                 {
                     "questionId": len(data) + 1, "question": q.text, "question_types": ["form"], "image": name,

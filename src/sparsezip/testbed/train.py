@@ -137,13 +137,18 @@ class Trainer:
         (out / stage).mkdir(parents=True, exist_ok=True)
         self._load()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the stage has had its minutes."""
+        return self.elapsed >= self.seconds
+
     def run(
         self, max_steps: int | None = None, save_every: float = 60.0, report_every: int = 50
     ) -> Iterator[dict[str, float]]:
         """Train until the stage's minutes (of all its runs) or `max_steps` are used up; yields figures."""
         figures: dict[str, list[float]] = {}
         last, saved = time.perf_counter(), self.elapsed
-        while self.elapsed < self.seconds and (max_steps is None or self.step < max_steps):
+        while not self.finished and (max_steps is None or self.step < max_steps):
             done = self.elapsed / self.seconds
             phase = [p for p in PHASES[self.stage] if p.start <= done][-1]
             early = self.out / "checkpoint-before-last-phase"
@@ -211,8 +216,12 @@ class Trainer:
         for i, optimizer in enumerate(self.optimizers):
             for j, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{i}.{j}.{k}": v.contiguous() for k, v in state.items()}
-        save_file(tensors, folder / "new.safetensors", {"clock": json.dumps([self.step, self.elapsed])})
+        save_file(tensors, folder / "new.safetensors", {"clock": json.dumps(self._clock)})
         (folder / "new.safetensors").replace(folder / STATE)
+
+    @property
+    def _clock(self) -> dict[str, float]:
+        return {"step": self.step, "elapsed": self.elapsed, "seconds": self.seconds}
 
     def _load(self) -> None:
         own = self.out / self.stage / STATE
@@ -224,9 +233,14 @@ class Trainer:
                 unknown = self.parts.load_state_dict(weights, strict=False).unexpected_keys
                 assert not unknown, unknown
         if own.exists():
-            state = load_file(own)
-            with safe_open(own, "pt") as file:
-                self.step, self.elapsed = json.loads(file.metadata()["clock"])
+            state, clock = load_file(own), _clock_of(own)
+            if clock["seconds"] != self.seconds:  # what is learnt when, and how fast, follows the share that is used up
+                minutes = clock["seconds"] / 60 / STAGES[self.stage]
+                raise UsageError(
+                    f"Stage {self.stage} in {self.out} was begun with --minutes {minutes:g}. Go on with that, or "
+                    "choose a new folder."
+                )
+            self.step, self.elapsed = int(clock["step"]), clock["elapsed"]
             for i, optimizer in enumerate(self.optimizers):
                 saved = optimizer.state_dict()
                 for name, tensor in state.items():
@@ -254,6 +268,24 @@ class Trainer:
         new.rename(folder)
 
 
+def _clock_of(state: Path) -> dict[str, float]:
+    with safe_open(state, "pt") as file:
+        clock: dict[str, float] = json.loads(file.metadata()["clock"])
+    return clock
+
+
+def _check_needs(out: Path, stage: str) -> None:
+    """Raise UsageError unless the stages are finished that this one begins with."""
+    clocks = {name: out / name / STATE for name in NEEDS[stage]}
+    known = {name: _clock_of(state) for name, state in clocks.items() if state.exists()}
+    missing = [name for name in clocks if name not in known or known[name]["elapsed"] < known[name]["seconds"]]
+    if missing:
+        raise UsageError(
+            f"Stage {stage} begins with what {' and '.join(missing)} learnt, which is not finished in {out}. Train it "
+            f"there first: --stages {','.join(missing)}."
+        )
+
+
 def train(
     out: Path,
     minutes: float,
@@ -265,18 +297,24 @@ def train(
     """Run `stages`, in the order of STAGES, going on where a killed run stopped; returns where the result is.
 
     minutes: of all four stages, of which each takes its share. The first two may run at the same time in two processes;
-    the export follows the last. Raises UsageError where `out` has nothing of a stage that another one needs.
+    the export follows the last. Raises UsageError where `out` is something else than the folder of a run, was begun
+    with other minutes, or lacks what a stage begins with.
     """
+    if out.exists() and not any((out / name).is_dir() for name in STAGES) and (out.is_file() or any(out.iterdir())):
+        raise UsageError(f"{out} holds something else than a training run. Choose a new folder.")
     torch.set_num_threads(threads)
     for stage in (name for name in STAGES if name in stages):
-        if missing := [name for name in NEEDS[stage] if not (out / name / STATE).exists()]:
-            raise UsageError(
-                f"Stage {stage} begins with what {' and '.join(missing)} learnt, of which {out} has nothing. "
-                f"Train it there first: --stages {','.join(missing)}."
-            )
+        _check_needs(out, stage)
         trainer = Trainer(out, stage, minutes * STAGES[stage])
-        if trainer.step:
-            report(f"{stage}: goes on after {trainer.step:,} steps, {trainer.elapsed / 60:.1f} minutes.")
+        so_far = f"{trainer.step:,} steps, {trainer.elapsed / 60:.1f} minutes"
+        if trainer.finished:
+            report(f"{stage}: is finished ({so_far}).")
+            continue
+        report(
+            f"{stage}: goes on after {so_far}."
+            if trainer.step
+            else f"{stage}: {trainer.seconds / 60:.1f} minutes, saved every minute, figures every {report_every} steps."
+        )
         for figures in trainer.run(report_every=report_every):
             report(f"{stage}: " + "  ".join(f"{k} {v:.3g}" for k, v in figures.items()))
         (out / "curves.svg").write_text(curves.draw({name: curves.read(out / name) for name in STAGES}))
