@@ -53,7 +53,8 @@ def train(
 @app.command()
 def report(
     checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT", help="OUT/checkpoint of a training; none: the one that ships.")
+        Path | None,
+        typer.Argument(metavar="CHECKPOINT", help="OUT/checkpoint of a training; none: the shipped one."),
     ] = None,
     questions: Annotated[int, typer.Option(min=1, help="Of each type.")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="Of the held-out scenes.")] = 1,
