@@ -127,7 +127,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     assert {label: made.budget for label, made in asked["methods"].items()} == {
         "keep_all": None, "grid": 64, "fastv": 64, "visionzip|fastv": 64,
     }  # fmt: skip
-    assert (asked["threads"], asked["batch"], asked["dtype"], asked["rounds"]) == (1, 1, "fp32", 1)
+    assert (asked["threads"], asked["batch"], asked["dtype"], asked["rounds"]) == (1, 1, "bf16", 1)
     assert list(json.loads(file.read_text())["methods"]) == list(asked["methods"])
     assert "visionzip|fastv" in capsys.readouterr().out
     assert cli.main(["time", "--stages", "--rounds", "1"]) == 0
@@ -137,7 +137,6 @@ def test_the_command(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--stages"),
         (["--stages", "--method", "gird"], 'Did you mean "grid"'),
         (["--stages", "--budget", "0"], "--budget"),
         (["--stages", "--dtype", "fp8"], "--dtype"),

@@ -146,9 +146,9 @@ def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> No
 class Splice:
     """One call's arguments in, those the model goes on with out: features in place of pixels, a shorter prompt."""
 
-    def __init__(self, adapter: Adapter, method: Method, reader: Reader) -> None:
+    def __init__(self, adapter: Adapter, method: Method, reader: Reader, trace: Trace | None = None) -> None:
         """`trace` tells of the last call."""
-        self.adapter, self.method, self.reader, self.trace = adapter, method, reader, Trace()
+        self.adapter, self.method, self.reader, self.trace = adapter, method, reader, trace or Trace()
         inner = method.parts[1]
         dropping = partial(self.trace.timed, "drop")
         self.drop = Drop(adapter.decoder, inner, self._dropped, dropping) if inner else None

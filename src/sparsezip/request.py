@@ -16,7 +16,7 @@ from .registry import nearest
 SETTING = re.compile(r"\w+(?:: ([\w: ]+) = | got (\w+)=)")  # the one that a method's message is about
 
 
-def method(document: Document, settings: Settings, default: int | None) -> Any:
+def method(document: Document, settings: Settings, default: Sequence[int]) -> Any:
     """The one method of a command that takes one."""
     one(document, "model_type", "method", settings.model.model_type)
     one(document, "budget", "budget", settings.model.budget)
@@ -35,11 +35,11 @@ def one(document: Document, key: str, noun: str, values: Sequence[object]) -> No
 
 
 def methods(
-    document: Document, settings: Settings, default: int | None, inside: bool = False
+    document: Document, settings: Settings, default: Sequence[int], inside: bool = False
 ) -> tuple[dict[str, dict[str, Any]], list[Any]]:
     """The methods that run, each at all its settings and budgets, and by name the settings that say this in a file.
 
-    `default`: the budget where nothing says how many tokens are sent. `inside`: of methods inside the LLM, too; there
+    `default`: the budgets where nothing says how many tokens are sent. `inside`: of methods inside the LLM, too; there
     it depends on the LLM's depth what can be met.
     """
     names, chosen_by = settings.model.model_type, document.origin(("model", "model_type"))
@@ -101,7 +101,7 @@ def _built(document: Document, settings: Settings, name: str, given: dict[str, A
         raise ConfigError(f"{document.origin_of(name, setting)}: {error}") from error
 
 
-def _sized(settings: Settings, plain: Any, default: int | None, inside: bool) -> list[Any]:
+def _sized(settings: Settings, plain: Any, default: Sequence[int], inside: bool) -> list[Any]:
     """The method at every budget that is asked for, unless its own settings name one."""
     from .methods.base import LayerMethod
 
@@ -114,8 +114,8 @@ def _sized(settings: Settings, plain: Any, default: int | None, inside: bool) ->
     if (isinstance(plain, LayerMethod) and not inside) or any(
         part.sizing & _named(given.get(part.name, given)) for part in both
     ):
-        default = None
-    budgets: list[Any] = [*settings.model.budget] or [default]
+        default = ()
+    budgets: list[Any] = [*settings.model.budget] or [*default] or [None]
     return [replace(plain, budget=budget) for budget in budgets]
 
 

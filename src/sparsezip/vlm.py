@@ -17,6 +17,7 @@ from .errors import UnsupportedCallError
 from .images import opened
 from .methods.base import Method
 from .models import load as checkpoints
+from .models.base import Adapter
 from .models.load import Checkpoint
 from .ops.budget import flops
 from .pipeline import compress
@@ -92,7 +93,10 @@ class VLM(Checkpoint):
         ends |= {"ttft": first.moment - start, "total": end - start}
         timing = {stage: took / len(texts) for stage, took in ends.items()}
         is_text = inputs["attention_mask"].bool() & inputs["input_ids"].ne(self.adapter.placeholder)
-        costs = [self._cost(method, *row) for row in zip(trace.images, is_text.sum(1).tolist(), strict=True)]
+        costs = [
+            cost(self.adapter, method, image.tokens_per_layer, text)
+            for image, text in zip(trace.images, is_text.sum(1).tolist(), strict=True)
+        ]
         return [
             Answer(
                 text=text.strip(),
@@ -132,13 +136,6 @@ class VLM(Checkpoint):
             inputs.pop("token_type_ids", None)
         return {**inputs.to(self.model.device, self.model.dtype), "shown": shown}
 
-    def _cost(self, method: Method, image: ImageTrace, text: int) -> tuple[float, int]:
-        """FLOPs and bytes of the cache for a prompt of one image and `text` tokens besides."""
-        llm, entering, inner = self.adapter.size(text), image.tokens_per_layer, method.parts[1]
-        drops = inner.after(llm.layers) if inner is not None and inner.looks_ahead else []
-        looked = [layer for layer in drops if entering[layer + 1] < entering[layer]]
-        return flops(entering, llm, looked), llm.per_cached * sum(visual + text for visual in entering)
-
     @property
     def _pad_token(self) -> int:
         tokenizer = self.processor.tokenizer
@@ -148,6 +145,17 @@ class VLM(Checkpoint):
 def load(name_or_path: str | Path, **options: Any) -> VLM:
     """Open "testbed", a folder or a Hub id (device=, dtype=, ...) as a model that answers; see models/load.py."""
     return VLM(**vars(checkpoints.load(name_or_path, **options)))
+
+
+def cost(adapter: Adapter, method: Method, entering: list[int], text: int) -> tuple[float, int]:
+    """FLOPs of the LLM's layers and bytes of the cache for a prompt of one image and `text` tokens besides.
+
+    `entering`: the visual tokens that enter each layer.
+    """
+    llm, inner = adapter.size(text), method.parts[1]
+    drops = inner.after(llm.layers) if inner is not None and inner.looks_ahead else []
+    looked = [layer for layer in drops if entering[layer + 1] < entering[layer]]
+    return flops(entering, llm, looked), llm.per_cached * sum(visual + text for visual in entering)
 
 
 def _check_pairs(images: Sequence[Any], questions: Sequence[str], generation: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def ask(
     options = {"--model": model, "--method": method, "--budget": budget, "--keep-ratio": keep_ratio,
                "--match": match, "--clip": clip, "--max-new-tokens": max_new_tokens}  # fmt: skip
     document, settings = gather(config_, options, set_, ["sparsezip"])
-    chosen = request.method(document, settings, None if config_ else BUDGET)
+    chosen = request.method(document, settings, () if config_ else (BUDGET,))
     opened = _open(image, map_)
     quiet()
     check_tokens(settings, [chosen])
@@ -80,7 +80,7 @@ def compress(
     """Run the vision tower and the method alone; the language model is not loaded."""
     options = {"--model": model, "--method": method, "--budget": budget, "--keep-ratio": keep_ratio, "--clip": clip}
     document, settings = gather(config_, options, set_, ["sparsezip"])
-    chosen = request.method(document, settings, None if config_ else BUDGET)
+    chosen = request.method(document, settings, () if config_ else (BUDGET,))
     if chosen.parts[1] is not None:
         raise ConfigError(f"{chosen.name} drops tokens inside the language model, which is not loaded here. Use ask.")
     opened = _open(image, map_)

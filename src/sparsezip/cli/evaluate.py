@@ -136,7 +136,7 @@ def evaluate(
     if run.output_dir is None:
         raise ConfigError("Say where the run is kept: --out DIR. The same command on the same folder goes on with it.")
     folder = Path(run.output_dir)
-    asked, methods = request.methods(document, settings, None if config_ else BUDGET)
+    asked, methods = request.methods(document, settings, () if config_ else (BUDGET,))
     quiet()
     from rich.console import Console
 

@@ -1,14 +1,18 @@
 """`sparsezip time`: what methods take."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import request
-from ..errors import ConfigError, SettingError
-from .options import BUDGET, Budget, ConfigFile, Match, Ratio, Sets, gather, quiet
+from ..errors import SettingError
+from .options import BUDGET, ConfigFile, Match, Ratio, Sets, gather, quiet
+
+METHODS = ["sparsezip", "visionzip", "divprune", "fastv", "sparsevlm"]
+BUDGETS = (192, 128, 64)
 
 
 class Dtype(StrEnum):
@@ -20,36 +24,51 @@ class Dtype(StrEnum):
 
 
 def time_(
-    stages: Annotated[
-        bool, typer.Option("--stages", help="The methods' own stages, beside the vision tower; all there is as yet.")
+    arch: Annotated[str, typer.Option(help="The shape of the model: llava-1.5-7b or llava-1.5-13b.")] = "llava-1.5-7b",
+    share_layers: Annotated[
+        bool,
+        typer.Option("--share-layers", help="Layers of the LLM share weights, four and four."),
     ] = False,
     method: Annotated[
-        str | None, typer.Option(help="Names of `sparsezip list methods` and pairs, by comma (all methods).")
+        str | None, typer.Option(help=f"Names of `sparsezip list methods` and pairs, by comma ({', '.join(METHODS)}).")
     ] = None,
-    budget: Budget = None,
+    budget: Annotated[
+        str | None, typer.Option(help=f"Tokens per image, one or several by comma ({', '.join(map(str, BUDGETS))}).")
+    ] = None,
     keep_ratio: Ratio = None,
     match: Match = None,
+    batch: Annotated[str, typer.Option(help="Images at a time, one number or several by comma.")] = "1",
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Length of each answer.")] = 2,
+    rivals: Annotated[bool, typer.Option(help="Models of what official implementations pay, too.")] = True,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Only the own stages of all methods, beside the vision tower.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; CUDA if there is one.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch computes with.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
-    dtype: Annotated[Dtype, typer.Option()] = Dtype.fp32,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is run, in turn; once more before that.")] = 9,
+    dtype: Annotated[Dtype, typer.Option()] = Dtype.bf16,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is run, in turn; once more before that.")] = 5,
+    picture: Annotated[Path | None, typer.Option(help="Where to write a picture of the stages, as SVG.")] = None,
     json_: Annotated[
         Path | None, typer.Option("--json", help="Where to write the numbers and what they rest on.")
     ] = None,
     set_: Sets = None,
     config_: ConfigFile = None,
 ) -> None:
-    """Time the methods' own stages at the shape of LLaVA-1.5-7B, with random weights; nothing is downloaded."""
+    """Time every stage of a call on a model of LLaVA-1.5's shape with random weights; nothing is downloaded.
+
+    The last line is one JSON object.
+    """
     from .. import methods
 
-    if not stages:
-        raise ConfigError("Say what is timed: --stages.")
-    if json_ is not None and not json_.absolute().parent.is_dir():
-        raise SettingError(f"--json {json_}: name a file in a folder that exists.")
+    for file in (json_, picture):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise SettingError(f"{file}: name a file in a folder that exists.")
     options = {"--method": method, "--budget": budget, "--keep-ratio": keep_ratio, "--match": match}
-    document, settings = gather(config_, options, set_, methods.registry.names())
-    request.one(document, "budget", "budget", settings.model.budget)
-    _, chosen = request.methods(document, settings, None if config_ else BUDGET, inside=True)
+    document, settings = gather(config_, options, set_, methods.registry.names() if stages else METHODS)
+    if stages:
+        request.one(document, "budget", "budget", settings.model.budget)
+    _, chosen = request.methods(document, settings, () if config_ else (BUDGET,) if stages else BUDGETS, inside=True)
+    batches = _numbers("--batch", batch)
     quiet()
     from rich.console import Console
 
@@ -61,8 +80,45 @@ def time_(
     rows, cols = latency.Shape().grid
     for made in chosen:
         made.check(rows * cols)
-    measured = latency.stages(labelled(chosen), threads=threads, batch=batch, dtype=dtype.value, rounds=rounds)
-    table.draw(latency.sheet(measured), Console())
-    typer.echo(latency.remark(measured))
+    measured: dict[str, Any]
+    if stages:
+        if len(batches) > 1:
+            raise SettingError("--stages takes one number of images at a time. Give one --batch.")
+        measured = latency.stages(labelled(chosen), threads=threads, batch=batches[0], dtype=dtype.value, rounds=rounds)
+        table.draw(latency.sheet(measured), Console())
+        typer.echo(latency.remark(measured))
+    else:
+        import torch
+
+        from ..measure.speed import run
+        from ..measure.speed import table as shown
+
+        asked = run.Asked(
+            arch=arch,
+            dtype=dtype.value,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            share_layers=share_layers,
+            batches=tuple(batches),
+            answer_tokens=answer_tokens,
+            rounds=rounds,
+            threads=threads,
+            rivals=rivals,
+        )
+        measured = run.measure(asked, labelled([made for made in chosen if made.name != "keep_all"]))
+        for sheet in shown.sheets(measured):
+            table.draw(sheet, Console())
+        for line in shown.remarks(measured):
+            typer.echo(line)
+        if picture is not None:
+            picture.write_text(shown.picture(measured), encoding="utf-8")
     if json_ is not None:
         write_json(json_, measured)
+    if not stages:
+        typer.echo(json.dumps(measured))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Numbers by comma, each at least 1."""
+    if not all(part.strip().isdecimal() and int(part) for part in text.split(",")):
+        raise SettingError(f"{option} {text}: give a number, or several as in 1,8.")
+    return [int(part) for part in text.split(",")]

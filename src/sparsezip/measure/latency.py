@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from .. import methods as method_registry
@@ -105,7 +106,7 @@ def stages(
     record = {
         **session(),
         "device": "cpu",
-        "processor": _processor(),
+        "processor": processor(),
         "threads": threads,
         "batch": batch,
         "dtype": dtype,
@@ -115,6 +116,28 @@ def stages(
     }
     made_of: dict[str, Any] = json.loads(json.dumps({"record": record, "tower": tower, "methods": measured}))
     return made_of
+
+
+def own_flops(method: Method, config: Any) -> float:
+    """What `method` itself computes for one image of a model with that config: matrix products, as PyTorch counts them.
+
+    0 where it has none, or where its budget cannot be met.
+    """
+    text, vision = config.get_text_config(), config.vision_config
+    shape = Shape(
+        side=vision.image_size,
+        patch=vision.patch_size,
+        dim=vision.hidden_size,
+        heads=vision.num_attention_heads,
+        llm_layers=text.num_hidden_layers,
+        llm_heads=text.num_attention_heads,
+        width=text.hidden_size,
+    )
+    with torch.inference_mode():
+        stage, _ = _prepared(method, _Made(shape, 1, torch.float32))
+        with FlopCounterMode(display=False) as counter:
+            stage()
+    return float(counter.get_total_flops())
 
 
 def sheet(measured: Mapping[str, Any]) -> Sheet:
@@ -177,7 +200,8 @@ def _take_turns(runs: list[Callable[[], object]], rounds: int) -> list[dict[str,
     return [{"cpu_ms": spread(mine), "wall_ms": spread(its)} for mine, its in zip(cpu, wall, strict=True)]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

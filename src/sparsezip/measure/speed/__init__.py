@@ -1,0 +1,1 @@
+"""What compression saves in time: models of published shapes with random weights, measured stage by stage."""

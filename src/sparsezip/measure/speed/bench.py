@@ -1,0 +1,187 @@
+"""The stages of a call, one by one, on made-up prompts: what `sparsezip time` puts a clock to.
+
+What is timed is the library's own way through transformers: what stands in front of the LLM (`pipeline.Splice`), then
+the unmodified `generate` on the shorter prompt. On a CPU the CPU time of this process counts, since it does not grow
+while another process has the core; on a GPU the wall time, once the GPU has caught up.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from ...errors import BudgetError
+from ...methods.base import Method, Questions
+from ...models.load import adapter_for
+from ...ops.select import spread as evenly
+from ...pipeline import Splice
+from ...plumbing.generate import Call
+from ...reader import Reader
+from ...tensors import Captures, Compressed
+from ...trace import Trace, now
+from .architectures import TEXT
+
+Times = dict[str, float]  # ms by stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ideal(Method):
+    """As many patches as the budget says, whose indices are there beforehand: what no method can be faster than."""
+
+    name: ClassVar[str] = "ideal"
+
+    def reduce(self, captures: Captures, questions: Questions) -> Compressed:
+        """Gather the features; nothing is looked at."""
+        device = captures.features.device
+        kept, source = _known(captures.grid, self.tokens(captures.patches), device)
+        features = [rows.index_select(0, kept) for rows in captures.patch_features]
+        return Compressed(features=features, kept=[kept] * captures.images, source=[source] * captures.images)
+
+
+@cache
+def _known(grid: tuple[int, int], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    kept = evenly(grid, count).to(device)
+    source = torch.full((grid[0] * grid[1],), -1, device=device)
+    source[kept] = torch.arange(len(kept), device=device)
+    return kept, source
+
+
+@dataclass
+class Timed(Trace):
+    """A trace whose stages are timed as the device wants it: CPU time on a CPU, wall time on a GPU."""
+
+    cuda: bool = False
+
+    def moment(self) -> float:
+        """Milliseconds that count."""
+        return now() if self.cuda else 1000 * time.process_time()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time spent inside as that of `stage`."""
+        start = self.moment()
+        yield
+        self.stages[stage] = self.stages.get(stage, 0.0) + self.moment() - start
+
+
+class _FirstToken(StoppingCriteria):
+    """Stops nothing; notes when the first token was there."""
+
+    def __init__(self, moment: Callable[[], float]) -> None:
+        self.moment, self.at = moment, 0.0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.at = self.at or self.moment()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class Bench:
+    """A model and a batch of made-up prompts, each with one image of noise and the text of a short question."""
+
+    def __init__(self, model: Any, batch: int = 1, answer_tokens: int = 2, seed: int = 0) -> None:
+        """`answer_tokens`: how long each answer is."""
+        self.model, self.batch, self.answer_tokens = model, batch, answer_tokens
+        self.adapter, self.cuda = adapter_for(model), model.device.type == "cuda"
+        draw = torch.Generator().manual_seed(seed)
+        side = model.config.vision_config.image_size
+        self.pixels = torch.randn(batch, 3, side, side, generator=draw).to(model.device, model.dtype)
+        rows, cols = self.adapter.grid(self.pixels)
+        self.patches = rows * cols
+        vocabulary = model.config.get_text_config().vocab_size
+        words = torch.randint(vocabulary - 1, (batch, sum(TEXT)), generator=draw)
+        words += words >= self.adapter.placeholder
+        places = torch.full((batch, self.patches), self.adapter.placeholder)
+        ids = torch.cat([words[:, : TEXT[0]], places, words[:, TEXT[0] :]], 1).to(model.device)
+        self.prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        self.photo = Image.fromarray(torch.randint(256, (480, 640, 3), generator=draw).to(torch.uint8).numpy())
+        self.processor = CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_convert_rgb=True
+        )
+
+    def prepare(self) -> Times:
+        """Photographs to pixels, on the model's device."""
+        trace = Timed(cuda=self.cuda)
+        with trace.timed("prepare"):
+            pixels = self.processor([self.photo] * self.batch, return_tensors="pt")["pixel_values"]
+            pixels.to(self.model.device, self.model.dtype)
+        return trace.stages
+
+    def splice(self, method: Method) -> tuple[Splice, Call, Times]:
+        """Everything in front of the LLM: what the unmodified `generate` goes on with, and what it took."""
+        trace = Timed(cuda=self.cuda)
+        wanted = method.parts[0].needs | (method.parts[0].uses & self.adapter.offers)
+        splice = Splice(self.adapter, method, Reader(self.adapter, wanted, None, None), trace)
+        start = trace.moment()
+        try:
+            with torch.inference_mode():
+                call = splice({**self.prompt, "pixel_values": self.pixels})
+        except BudgetError:
+            splice.restore()
+            raise
+        whole = trace.moment() - start
+        return splice, call, {**trace.stages, "splice": whole - sum(trace.stages.values())}
+
+    def generate(self, call: Call) -> Times:
+        """Prefill, then the mean of the steps that decode, and on a GPU the most memory that both took."""
+        moment = Timed(cuda=self.cuda).moment
+        first = _FirstToken(moment)
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        held, start = torch.cuda.memory_allocated() if self.cuda else 0, moment()
+        self.model.generate(
+            **call, max_new_tokens=self.answer_tokens, do_sample=False, pad_token_id=0, stopping_criteria=[first]
+        )
+        end, steps = moment(), self.answer_tokens - 1
+        times = {"prefill": first.at - start, **({"decode": (end - first.at) / steps} if steps else {})}
+        return times | ({"peak_bytes": float(torch.cuda.max_memory_allocated() - held)} if self.cuda else {})
+
+    def sent(self, method: Method) -> Callable[[], Times]:
+        """Timed over and over: everything in front of the LLM."""
+        return lambda: self.splice(method)[2]
+
+    def answered(self, tokens: int) -> Callable[[], Times]:
+        """Timed over and over: the LLM on so many visual tokens."""
+        method = Ideal(budget=tokens)
+        _, call, _ = self.splice(method)
+        return lambda: self.generate(call)
+
+    def dropped(self, method: Method) -> Callable[[], Times]:
+        """Timed over and over: the whole of a method that drops tokens inside the LLM."""
+
+        def run() -> Times:
+            splice, call, times = self.splice(method)
+            try:
+                return times | self.generate(call)
+            finally:
+                splice.restore()
+
+        return run
+
+    def entering(self, method: Method) -> list[int]:
+        """The visual tokens of an image that enter each layer of the LLM."""
+        splice, call, _ = self.splice(method)
+        try:
+            if method.parts[1] is not None:
+                self.generate(call)
+            return splice.trace.images[0].tokens_per_layer
+        finally:
+            splice.restore()
+
+
+def take_turns(lanes: Mapping[str, Callable[[], Times]], rounds: int) -> dict[str, list[Times]]:
+    """What each lane took, round by round: each once before anything counts, then in turn."""
+    for run in lanes.values():
+        run()
+    taken: dict[str, list[Times]] = {name: [] for name in lanes}
+    for _ in range(rounds):
+        for name, run in lanes.items():
+            taken[name].append(run())
+    return taken
