@@ -1,7 +1,9 @@
-"""Write docs/methods.md from the headers of the method files, and what was measured: `python docs/generate.py`.
+"""Write docs/methods.md and docs/performance.md, with their pictures: `python docs/generate.py`.
 
-methods_results.json is what `sparsezip report RUN --out docs/methods_results.json` picks from a run; surprises.md is
-written by hand, about these results.
+methods.md is made of the headers of the method files and of methods_results.json, which is what
+`sparsezip report RUN --out docs/methods_results.json` picks from a run; performance.md of performance_results.json,
+what `sparsezip time --json docs/performance_results.json` measured. surprises.md and limits.md are written by hand,
+about these results.
 """
 
 import json
@@ -11,11 +13,15 @@ from pathlib import Path
 import yaml
 
 from sparsezip.measure.report import chart, table
+from sparsezip.measure.speed import table as speed
 from sparsezip.methods import registry
 
 DOCS = Path(__file__).parent
 PAGE, PICTURE, RESULTS, SURPRISES = (
     DOCS / name for name in ("methods.md", "methods.svg", "methods_results.json", "surprises.md")
+)
+TIMED, BARS, SPEED, LIMITS = (
+    DOCS / name for name in ("performance.md", "performance.svg", "performance_results.json", "limits.md")
 )
 COMMON = ("budget", "keep_ratio", "match", "paper")  # settings of every method
 FIELDS = ("Paper", "Code", "Parity", "Differs")
@@ -30,6 +36,17 @@ it changes stands under *Differs*).
 The block below a method holds its own settings with their defaults. Two methods make a pair, `visionzip|fastv`: one in
 front of the LLM, then one inside it.
 """
+PERFORMANCE = """\
+# Speed
+
+Written by `docs/generate.py` from what one command measured on a machine with two shared cores and no GPU, without a
+download:
+
+```bash
+sparsezip time --arch llava-1.5-7b --share-layers --json docs/performance_results.json
+```
+
+![Where the time goes](performance.svg)"""
 COMPARED = """\
 ## How they compare
 
@@ -45,6 +62,18 @@ def page() -> str:
 def picture() -> str | None:
     """The picture on it; None where nothing was measured."""
     return chart.svg(json.loads(RESULTS.read_text("utf-8"))) if RESULTS.exists() else None
+
+
+def timed() -> str:
+    """The page about speed."""
+    measured = json.loads(SPEED.read_text("utf-8"))
+    tables = [table.in_markdown(sheet) for sheet in speed.sheets(measured)]
+    return "\n\n".join([PERFORMANCE, *tables, *speed.remarks(measured), LIMITS.read_text("utf-8")])
+
+
+def bars() -> str:
+    """The picture on it."""
+    return speed.picture(json.loads(SPEED.read_text("utf-8")))
 
 
 def _compared() -> str:
@@ -77,6 +106,9 @@ def _flow(value: object) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    if SPEED.exists():
+        TIMED.write_text(timed(), encoding="utf-8")
+        BARS.write_text(bars(), encoding="utf-8")
     drawn = picture()
     if drawn is not None:
         PICTURE.write_text(drawn, encoding="utf-8")

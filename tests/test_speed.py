@@ -244,8 +244,8 @@ def test_ratios_are_of_sums_round_by_round():
 def test_they_take_turns_after_a_warm_up():
     order = []
     lanes = {letter: lambda letter=letter: order.append(letter) or {} for letter in "abc"}
-    assert {name: len(times) for name, times in run._take_turns(lanes, 2).items()} == {"a": 2, "b": 2, "c": 2}
-    assert "".join(order) == "abc" * 3
+    assert {name: len(times) for name, times in run._take_turns(lanes, 2, warm="b").items()} == {"a": 2, "b": 2, "c": 2}
+    assert "".join(order) == "ac" + "abc" * 2
 
 
 def test_nothing_is_left_behind(model):
@@ -272,7 +272,11 @@ def test_the_loop_in_python_chooses_as_divprune_does(model, monkeypatch):
 
 
 def test_the_tables(measured):
-    times, work = table.sheets(measured)
+    times, work, cuts = table.sheets(measured)
+    assert len(cuts.rows) == len(times.rows) - 2  # all but the unmodified model at two batch sizes
+    assert cuts.rows[0][0] == "ideal"
+    assert cuts.rows[0][4] == cuts.rows[0][6] == "100.0"
+    assert all(len(row) == len(cuts.headings) for row in cuts.rows)
     assert len(times.rows) == len(work.rows) == len(measured["rows"])
     assert all(len(row) == len(times.headings) for row in times.rows)
     assert all(len(row) == len(work.headings) for row in work.rows)

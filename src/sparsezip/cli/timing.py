@@ -46,7 +46,9 @@ def time_(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; CUDA if there is one.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch computes with.")] = 1,
     dtype: Annotated[Dtype, typer.Option()] = Dtype.bf16,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is run, in turn; once more before that.")] = 5,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="How often each is run, in turn; once more before that (3; --stages: 9).")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="Where to write a picture of the stages, as SVG.")] = None,
     json_: Annotated[
         Path | None, typer.Option("--json", help="Where to write the numbers and what they rest on.")
@@ -68,6 +70,7 @@ def time_(
     if stages:
         request.one(document, "budget", "budget", settings.model.budget)
     _, chosen = request.methods(document, settings, () if config_ else (BUDGET,) if stages else BUDGETS, inside=True)
+    rounds = rounds or (9 if stages else 3)
     batches = _numbers("--batch", batch)
     quiet()
     from rich.console import Console

@@ -119,5 +119,6 @@ class Llava(Adapter):
     def carry_back(self, words: Tensor) -> Tensor:
         """Back through both linear layers: W1' W2' mean, the activation left out."""
         projector = self.model.base_model.multi_modal_projector
-        mean = words.to(projector.linear_2.weight.device).float().mean(0)
-        return mean @ projector.linear_2.weight.float() @ projector.linear_1.weight.float()
+        outer, inner = projector.linear_2.weight, projector.linear_1.weight
+        mean = words.to(outer.device).float().mean(0)
+        return ((mean.to(outer.dtype) @ outer).to(inner.device) @ inner).float()  # no copy of the weights in float32

@@ -58,13 +58,13 @@ def plain(text: str) -> str:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The same as Markdown."""
-    return "\n\n".join([*map(_in_markdown, sheets(results)), *map(_quoted, remarks(results))]) + "\n"
+    return "\n\n".join([*map(in_markdown, sheets(results)), *map(_quoted, remarks(results))]) + "\n"
 
 
 def budgets_markdown(compared: Mapping[str, Any]) -> str:
     """What budgets.compare picked, as Markdown: methods by budget, what is missing, and on what it was measured."""
     unequal = compared.get("unequal", [])
-    parts = [_in_markdown(_marked(_budgets(compared, made), unequal)) for made in compared["benchmarks"]]
+    parts = [in_markdown(_marked(_budgets(compared, made), unequal)) for made in compared["benchmarks"]]
     parts += [f"Note: {_quoted(line)}" for line in unequal]
     for name, missing in compared["missing"].items():
         why = missing["why"].split(". ")[0].rstrip(".")
@@ -72,7 +72,8 @@ def budgets_markdown(compared: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, compared["measured"]]) + "\n"
 
 
-def _in_markdown(sheet: Sheet) -> str:
+def in_markdown(sheet: Sheet) -> str:
+    """One table as Markdown."""
     rule = ["---", *["---:"] * (len(sheet.headings) - 1)]
     rows = [[_quoted(cell).replace("|", "\\|") for cell in row] for row in (sheet.headings, rule, *sheet.rows)]
     return f"**{_quoted(sheet.title)}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,6 +1,6 @@
 """What `sparsezip time` prints: where the time goes, and what work it is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..report import bars
@@ -10,8 +10,11 @@ from ..session import commit_shown
 STAGES = ("prepare", "tower", "question", "compress", "project", "splice", "prefill", "decode")
 
 
+ANSWERS = {2: "POPE -19.2, MME -36.2", 8: "DocVQA -11.0"}  # tokens of an answer: what SparseZip's authors publish
+
+
 def sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
-    """The two tables."""
+    """The three tables."""
     record, rows = measured["record"], measured["rows"]
     clock = "wall" if record["device"].startswith("cuda") else "CPU"
     of = (
@@ -59,6 +62,37 @@ def sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
     headings = ["method", "batch", "tokens", "per layer", "prefill GFLOP", "own GFLOP", "KV MiB", "peak MiB"]
     headings += ["predicted prefill", "prefill/predicted", "x schedule", "gains below"]
     yield Sheet("Work, and how far the prefill is from its matrix products alone", headings, work)
+    yield _cuts(rows)
+
+
+def _cuts(rows: Sequence[Mapping[str, Any]]) -> Sheet:
+    """How much of the time to a whole answer is saved, at the lengths of published ones."""
+    shown = []
+    for row in rows:
+        here = [other for other in rows if other["batch"] == row["batch"]]
+        ideal = next((its for its in here if its["method"] == "ideal" and its["tokens"] == row["tokens"]), None)
+        cells = []
+        for answer in ANSWERS:
+            cut, best = (
+                None if its is None else 1 - _whole(its, answer) / _whole(here[0], answer) for its in (row, ideal)
+            )
+            cells.append(NOT_MEASURED if cut is None else f"{-100 * cut:.1f}")
+            cells.append(f"{100 * cut / best:.1f}" if cut is not None and best else NOT_MEASURED)
+        if row is not here[0]:
+            shown.append([*_name(row), *cells])
+    headings = ["method", "batch", "tokens"]
+    for answer in ANSWERS:
+        headings += [f"{answer} tokens, %", "of ideal's cut %"]
+    published = "; ".join(f"{answer} tokens: {its}" for answer, its in ANSWERS.items())
+    return Sheet(
+        f"End-to-end time against all tokens, by length of the answer (published, %: {published})", headings, shown
+    )
+
+
+def _whole(row: Mapping[str, Any], answer: int) -> float:
+    """End to end for answers of so many tokens, from the medians of the stages."""
+    took = {stage: its["median"] for stage, its in row["stages"].items() if its and stage != "drop"}
+    return float(sum((answer - 1 if stage == "decode" else 1) * its for stage, its in took.items()))
 
 
 def remarks(measured: Mapping[str, Any]) -> Iterator[str]:
