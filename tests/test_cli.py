@@ -176,7 +176,7 @@ def test_settings_that_say_how_many_tokens_replace_the_usual_budget(run, model, 
 )  # fmt: skip
 def test_the_usual_budget_is_for_who_does_not_say_how_many(given, budget):
     document, settings = cli.options.gather(None, {}, given.split(), ["sparsezip"])
-    assert request.method(document, settings, 64).budget == budget
+    assert request.method(document, settings, (64,)).budget == budget
 
 
 def test_a_file_is_taken_at_its_word(run, model, image, tmp_path):
@@ -266,14 +266,14 @@ def test_the_settings_of_whatever_methods_run(tmp_path):
 
     def budgets(options: dict, *sets: str) -> list[tuple]:
         document, settings = cli.options.gather(file, options, list(sets), [])
-        _, (everything, one, pair) = request.methods(document, settings, None)
+        _, (everything, one, pair) = request.methods(document, settings, ())
         return [everything.budget, one.budget, pair.budget, pair.inner.keep_ratio]
 
     assert budgets({}) == [None, 7, None, 0.5]  # each by its own section
     assert budgets({}, "method.budget=9") == budgets({"--budget": "9"}) == [None, 9, 9, None]  # what is later wins
     assert budgets({}, "method.budget=9", "sparsezip.budget=4") == [None, 4, 9, None]
     document, settings = cli.options.gather(file, {}, ["method.paper=true"], [])
-    _, (_, one, pair) = request.methods(document, settings, None)
+    _, (_, one, pair) = request.methods(document, settings, ())
     assert (one.paper, one.cross_beta, pair.paper) == (True, 0, True)
 
 

@@ -77,7 +77,7 @@ def test_what_makes_no_pair_is_refused(name, settings, error, message):
     assert message in str(caught.value)
 
 
-def chosen(*sets, options=None, default=64, running="visionzip|fastv"):
+def chosen(*sets, options=None, default=(64,), running="visionzip|fastv"):
     document, settings = config.gather(None, {"--method": running, **(options or {})}, sets, [])
     return request.methods(document, settings, default)
 
@@ -138,7 +138,7 @@ def test_a_sweep_is_every_method_at_every_budget_and_its_configuration_the_same_
     _, settings = config.gather(None, {"--method": names, **options}, sets, [])
     (tmp_path / "resolved.yaml").write_text(config.dump(settings, asked))
     document, settings = config.gather(tmp_path / "resolved.yaml", {}, [], [])
-    assert labelled(request.methods(document, settings, None)[1]) == labelled(made)
+    assert labelled(request.methods(document, settings, ())[1]) == labelled(made)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_slip_in_a_pair_says_where_it_is(sets, running, message):
     else:
         document, settings = config.gather(None, {"--method": running}, sets, [])
     with pytest.raises(ConfigError) as caught:
-        request.methods(document, settings, 64)
+        request.methods(document, settings, (64,))
     assert message in str(caught.value)
 
 
