@@ -6,7 +6,7 @@ while another process has the core; on a GPU the wall time, once the GPU has cau
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, StoppingCriteria
 
 from ...errors import BudgetError
 from ...methods.base import Method, Questions
@@ -174,14 +173,3 @@ class Bench:
             return splice.trace.images[0].tokens_per_layer
         finally:
             splice.restore()
-
-
-def take_turns(lanes: Mapping[str, Callable[[], Times]], rounds: int) -> dict[str, list[Times]]:
-    """What each lane took, round by round: each once before anything counts, then in turn."""
-    for run in lanes.values():
-        run()
-    taken: dict[str, list[Times]] = {name: [] for name in lanes}
-    for _ in range(rounds):
-        for name, run in lanes.items():
-            taken[name].append(run())
-    return taken

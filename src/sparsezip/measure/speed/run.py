@@ -28,8 +28,8 @@ from ..session import session
 from . import limits
 from .architectures import TEXT, build
 from .bench import Bench, Ideal, Times
+from .table import STAGES
 
-STAGES = ("prepare", "tower", "question", "compress", "project", "splice", "prefill", "decode", "drop")
 FULL, IDEAL = "keep_all", "ideal"
 
 
@@ -171,7 +171,7 @@ class _Comparison:
             "batch": bench.batch,
             "tokens": count,
             "per_layer": fmean(entering),
-            "stages": {stage: spread(times.get(stage) for times in mine) for stage in STAGES},
+            "stages": {stage: spread(times.get(stage) for times in mine) for stage in (*STAGES, "drop")},
             "end_to_end": spread(ends),
             "of_full": spread(a / b for a, b in zip(ends, all_, strict=True)),
             "of_ideal": spread(a / b for a, b in zip(ends, best, strict=True)) if best else None,
