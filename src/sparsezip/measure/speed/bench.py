@@ -158,7 +158,7 @@ class Bench:
         def run() -> Times:
             splice, call, times = self.splice(method)
             try:
-                return times | self.generate(call)
+                return times | self.generate(call) | {"drop": splice.trace.stages.get("drop", 0.0)}
             finally:
                 splice.restore()
 

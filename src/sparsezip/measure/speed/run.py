@@ -171,7 +171,7 @@ class _Comparison:
             "batch": bench.batch,
             "tokens": count,
             "per_layer": fmean(entering),
-            "stages": {stage: spread(times.get(stage) for times in mine) for stage in (*STAGES, "drop")},
+            "stages": {stage: spread(times.get(stage) for times in mine) for stage in STAGES},
             "end_to_end": spread(ends),
             "of_full": spread(a / b for a, b in zip(ends, all_, strict=True)),
             "of_ideal": spread(a / b for a, b in zip(ends, best, strict=True)) if best else None,

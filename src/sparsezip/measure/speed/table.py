@@ -7,7 +7,7 @@ from ..report import bars
 from ..report.table import NOT_MEASURED, Sheet
 from ..session import commit_shown
 
-STAGES = ("prepare", "tower", "question", "compress", "project", "splice", "prefill", "decode")
+STAGES = ("prepare", "tower", "question", "compress", "project", "splice", "prefill", "drop", "decode")
 
 
 ANSWERS = {2: "POPE -19.2, MME -36.2", 8: "DocVQA -11.0"}  # tokens of an answer: what SparseZip's authors publish
@@ -103,11 +103,11 @@ def remarks(measured: Mapping[str, Any]) -> Iterator[str]:
         f"{record['started']}{commit_shown(record)}."
     )
     yield (
-        "x all, x ideal: end to end over that of the unmodified model, and of as many tokens chosen at no cost. x "
-        "schedule: the prefill of a method inside the LLM over what layers of as many tokens take. Gains below: the "
-        "number of tokens under which the method saves time. Own GFLOP: matrix products of the method itself, as "
-        "PyTorch counts them. Predicted: the LLM's matrix products and attention alone, on this machine. Memory and "
-        "FLOPs are per image."
+        "Drop: the part of the prefill in which a method inside the LLM chooses. x all, x ideal: end to end over that of "
+        "the unmodified model, and of as many tokens chosen at no cost. x schedule: the prefill of a method inside the LLM "
+        "over what layers of as many tokens take. Gains below: the number of tokens under which the method saves time. "
+        "Own GFLOP: matrix products of the method itself, as PyTorch counts them. Predicted: the LLM's matrix products "
+        "and attention alone, on this machine. Memory and FLOPs are per image."
     )
     models = dict.fromkeys(row["model_of"] for row in measured["rows"] if row["model_of"])
     if models:
