@@ -103,11 +103,11 @@ def remarks(measured: Mapping[str, Any]) -> Iterator[str]:
         f"{record['started']}{commit_shown(record)}."
     )
     yield (
-        "Drop: the part of the prefill in which a method inside the LLM chooses. x all, x ideal: end to end over that of "
-        "the unmodified model, and of as many tokens chosen at no cost. x schedule: the prefill of a method inside the LLM "
-        "over what layers of as many tokens take. Gains below: the number of tokens under which the method saves time. "
-        "Own GFLOP: matrix products of the method itself, as PyTorch counts them. Predicted: the LLM's matrix products "
-        "and attention alone, on this machine. Memory and FLOPs are per image."
+        "Drop: the part of the prefill in which a method inside the LLM chooses. x all, x ideal: end to end over "
+        "that of the unmodified model, and of as many tokens chosen at no cost. x schedule: the prefill of a method "
+        "inside the LLM over what layers of as many tokens take. Gains below: the number of tokens under which the "
+        "method saves time. Own GFLOP: matrix products of the method itself, as PyTorch counts them. Predicted: the "
+        "LLM's matrix products and attention alone, on this machine. Memory and FLOPs are per image."
     )
     models = dict.fromkeys(row["model_of"] for row in measured["rows"] if row["model_of"])
     if models:
