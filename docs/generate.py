@@ -106,9 +106,8 @@ def _flow(value: object) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    if SPEED.exists():
-        TIMED.write_text(timed(), encoding="utf-8")
-        BARS.write_text(bars(), encoding="utf-8")
+    TIMED.write_text(timed(), encoding="utf-8")
+    BARS.write_text(bars(), encoding="utf-8")
     drawn = picture()
     if drawn is not None:
         PICTURE.write_text(drawn, encoding="utf-8")

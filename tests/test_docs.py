@@ -195,6 +195,11 @@ def test_the_methods_page_is_current(generate):
         assert generate.PICTURE.read_text(encoding="utf-8") == generate.picture(), "run `make fix`"
 
 
+def test_the_page_about_speed_is_current(generate):
+    assert generate.TIMED.read_text(encoding="utf-8") == generate.timed(), "run `make fix`"
+    assert generate.BARS.read_text(encoding="utf-8") == generate.bars(), "run `make fix`"
+
+
 def test_what_was_measured_is_on_the_methods_page(generate, tmp_path, monkeypatch):
     for name in ("RESULTS", "SURPRISES"):
         monkeypatch.setattr(generate, name, tmp_path / name)

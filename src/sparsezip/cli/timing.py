@@ -11,7 +11,7 @@ from .. import request
 from ..errors import SettingError
 from .options import BUDGET, ConfigFile, Match, Ratio, Sets, gather, quiet
 
-METHODS = ["sparsezip", "visionzip", "divprune", "fastv", "sparsevlm"]
+METHODS = ["sparsezip", "visionzip", "divprune", "sparsevlm"]
 BUDGETS = (192, 128, 64)
 
 

@@ -103,14 +103,14 @@ class _Comparison:
         self.outside = [label for label in self.methods if label not in inside]
         sent = {self.entering[label][0] for label in self.outside}
         self.counts = sorted(sent | {bench.patches}, reverse=True)
-        self.taken = _take_turns(self._lanes(), asked.rounds, warm=self.inside)
+        self.taken = _take_turns(self._lanes(), asked.rounds, warm=self.methods)
+        self.taken |= _take_turns({f"floor {count}": limits.floor(bench, count) for count in self.counts}, 1)
 
     def _lanes(self) -> dict[str, Callable[[], Times]]:
         bench, fewer = self.bench, [count for count in self.counts if count < self.bench.patches]
         lanes = {"prepare": bench.prepare}
         lanes |= {f"{IDEAL} {count}": bench.sent(Ideal(budget=count)) for count in self.counts}
         lanes |= {f"llm {count}": bench.answered(count) for count in self.counts}
-        lanes |= {f"floor {count}": limits.floor(bench, count) for count in self.counts}
         lanes |= {label: bench.sent(self.methods[label]) for label in self.outside}
         lanes |= {label: bench.dropped(self.methods[label]) for label in self.inside}
         if self.asked.rivals:
