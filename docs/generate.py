@@ -43,7 +43,8 @@ Written by `docs/generate.py` from what one command measured on a machine with t
 download:
 
 ```bash
-sparsezip time --arch llava-1.5-7b --share-layers --json docs/performance_results.json
+sparsezip time --arch llava-1.5-7b --share-layers --method sparsezip,visionzip,divprune,fastv,sparsevlm \
+    --json docs/performance_results.json
 ```
 
 ![Where the time goes](performance.svg)"""

@@ -6,12 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
+from made_captures import captures as made_captures
 from tiny_vlm import make_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlavaForConditionalGeneration
 
 from sparsezip import cli, methods
-from sparsezip.errors import UnknownNameError
+from sparsezip.errors import SettingError, UnknownNameError
 from sparsezip.measure.speed import architectures, bench, limits, run, table
 
 SIDE, PATCHES = 112, 64
@@ -249,23 +250,38 @@ def test_they_take_turns_after_a_warm_up():
 
 
 def test_nothing_is_left_behind(model):
-    before = {name: dict(module._forward_hooks) for name, module in model.named_modules()}
+    before = hooks(model)
     threads, attention = torch.get_num_threads(), model.model.language_model.config._attn_implementation
     run.measure(asked(rounds=1), {"pyramiddrop": methods.method("pyramiddrop", budget=2)}, model)
     run.measure(asked(rounds=1), {"sparsevlm": methods.method("sparsevlm", budget=40)}, model)
-    after = {name: dict(module._forward_hooks) for name, module in model.named_modules()}
-    assert {name: len(hooks) for name, hooks in after.items()} == {name: len(hooks) for name, hooks in before.items()}
+    assert hooks(model) == before
+    with pytest.raises(SettingError):
+        bench.Bench(model).splice(methods.method("fastv", k=3))  # an LLM of three layers has none behind the last
+    assert hooks(model) == before
     assert torch.get_num_threads() == threads
     assert model.model.language_model.config._attn_implementation == attention
     assert model.model.vision_tower.config._attn_implementation == "sdpa"
 
 
-def test_the_loop_in_python_chooses_as_divprune_does(model, monkeypatch):
-    timed, seen = bench.Bench(model, 1), []
-    monkeypatch.setattr(limits, "sorted", lambda chosen: seen.append(list(chosen)) or sorted(chosen), raising=False)
-    limits.greedy_loop(timed, 9)()
-    (chosen,) = seen
-    assert len(chosen) == len(set(chosen)) == 9
+def test_the_loop_in_python_chooses_as_divprune_does():
+    captures = made_captures()
+    kept = methods.method("divprune", budget=9).compress(captures).kept
+    assert [sorted(limits.one_by_one(rows, 9)) for rows in captures.projected] == [its.tolist() for its in kept]
+
+
+def hooks(model):
+    return {
+        name: (len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in model.named_modules()
+    }
+
+
+def test_a_pair_that_drops_nothing_inside_has_its_rows(model):
+    pair = methods.method("visionzip|fastv", visionzip={"budget": 12}, fastv={"keep_ratio": 1.0})
+    rows = run.measure(asked(rounds=1, rivals=False), {"pair": pair}, model)["rows"]
+    assert [(row["method"], row["tokens"], row["per_layer"]) for row in rows] == [
+        ("keep_all", 64, 64), ("ideal", 12, 12), ("pair", 12, 12),
+    ]  # fmt: skip
+    assert rows[2]["of_ideal"]["median"] > 0
 
 
 # -- what is shown -------------------------------------------------------------------------------------------------
@@ -288,6 +304,14 @@ def test_the_tables(measured):
     picture = table.picture(measured)
     assert "tiny, batch 1" in picture
     assert "tiny, batch 2" in picture
+
+
+def test_answers_of_one_token_tell_nothing_of_longer_ones(model):
+    told = run.measure(asked(rounds=1, answer_tokens=1), {"grid": methods.method("grid", budget=BUDGET)}, model)
+    times, _, cuts = table.sheets(told)
+    assert {cell for row in cuts.rows for cell in row[3:]} == {"-"}
+    assert {row[times.headings.index("decode/token")] for row in times.rows} == {"-"}
+    table.picture(told)
 
 
 def test_the_command(model, monkeypatch, tmp_path, capsys):
@@ -322,7 +346,9 @@ def test_the_command(model, monkeypatch, tmp_path, capsys):
         (["--batch", "1,x"], "--batch 1,x"),
         (["--stages", "--batch", "1,8"], "Give one --batch"),
         (["--answer-tokens", "0"], "--answer-tokens"),
-        (["--picture", "nowhere/out.svg"], "in a folder that exists"),
+        (["--picture", "nowhere/out.svg"], "--picture nowhere/out.svg: name a file in a folder that exists"),
+        (["--stages", "--picture", "out.svg"], "--picture has no meaning with --stages"),
+        (["--device", "gpu"], "--device"),
         (["--method", "visionzip", "--set", "dominant=600"], "600"),
     ],
 )

@@ -158,6 +158,14 @@ def test_the_tower_runs_as_far_as_it_is_read(adapter, pixels, wanted, run):
 
 
 @torch.no_grad()
+def test_a_tower_that_was_compiled_whole_is_run_whole(pixels):
+    adapter = Llava(make_model(side=112))
+    expected = capture(adapter, pixels, frozenset())
+    adapter.tower.compile(backend="eager", fullgraph=True)
+    assert torch.equal(capture(adapter, pixels, frozenset()).features, expected.features)
+
+
+@torch.no_grad()
 def test_attention_received_is_averaged_over_all_queries(adapter, pixels):
     """What towers without CLS deliver; 65 queries are more than one chunk."""
     attention, _, _ = eager(adapter, pixels)

@@ -99,7 +99,7 @@ def _intercept(
     adapter, method = adapter_for(model), _method(method)
     adapter.lend(clip)
     _check_offers(adapter, method, method.needs)
-    splice = Splice(adapter, method, Reader(adapter, _wanted(adapter, method), processor, question))
+    splice = Splice(adapter, method, processor, question)
     return Interception(model, splice, splice.restore), splice.trace
 
 
@@ -146,9 +146,17 @@ def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> No
 class Splice:
     """One call's arguments in, those the model goes on with out: features in place of pixels, a shorter prompt."""
 
-    def __init__(self, adapter: Adapter, method: Method, reader: Reader, trace: Trace | None = None) -> None:
-        """`trace` tells of the last call."""
-        self.adapter, self.method, self.reader, self.trace = adapter, method, reader, trace or Trace()
+    def __init__(
+        self,
+        adapter: Adapter,
+        method: Method,
+        processor: Any = None,
+        question: Asked = None,
+        trace: Trace | None = None,
+    ) -> None:
+        """`processor` and `question`: as for `compress`. `trace` tells of the last call."""
+        self.adapter, self.method, self.trace = adapter, method, trace or Trace()
+        self.reader = Reader(adapter, _wanted(adapter, method), processor, question)
         inner = method.parts[1]
         dropping = partial(self.trace.timed, "drop")
         self.drop = Drop(adapter.decoder, inner, self._dropped, dropping) if inner else None

@@ -72,12 +72,16 @@ class Trace:
         """Forget the call before."""
         self.images, self.tokens_per_layer, self.stages = [], [], {}
 
+    def moment(self) -> float:
+        """The milliseconds that stages are counted in."""
+        return now()
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Count the time spent inside as that of `stage`."""
-        start = now()
+        start = self.moment()
         yield
-        self.stages[stage] = self.stages.get(stage, 0.0) + now() - start
+        self.stages[stage] = self.stages.get(stage, 0.0) + self.moment() - start
 
 
 def covered_by(grid: tuple[int, int], other: tuple[int, int]) -> Int[Tensor, "patch"]:

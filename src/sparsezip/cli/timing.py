@@ -15,6 +15,13 @@ METHODS = ["sparsezip", "visionzip", "divprune", "sparsevlm"]
 BUDGETS = (192, 128, 64)
 
 
+class Device(StrEnum):
+    """Where models are timed."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Dtype(StrEnum):
     """What tensors are timed in."""
 
@@ -43,7 +50,7 @@ def time_(
     stages: Annotated[
         bool, typer.Option("--stages", help="Only the own stages of all methods, beside the vision tower.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; CUDA if there is one.")] = None,
+    device: Annotated[Device | None, typer.Option(help="CUDA if there is one.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch computes with.")] = 1,
     dtype: Annotated[Dtype, typer.Option()] = Dtype.bf16,
     rounds: Annotated[
@@ -58,13 +65,18 @@ def time_(
 ) -> None:
     """Time every stage of a call on a model of LLaVA-1.5's shape with random weights; nothing is downloaded.
 
-    The last line is one JSON object.
+    The last line is one JSON object, but for --stages.
     """
     from .. import methods
 
-    for file in (json_, picture):
+    for name, file in (("--json", json_), ("--picture", picture)):
         if file is not None and not file.absolute().parent.is_dir():
-            raise SettingError(f"{file}: name a file in a folder that exists.")
+            raise SettingError(f"{name} {file}: name a file in a folder that exists.")
+    whole = {"--picture": picture, "--device": device, "--share-layers": share_layers, "--no-rivals": not rivals}
+    if stages and (given := [name for name, value in whole.items() if value]):
+        raise SettingError(
+            f"{given[0]} has no meaning with --stages, which times no whole call. Leave one of them out."
+        )
     options = {"--method": method, "--budget": budget, "--keep-ratio": keep_ratio, "--match": match}
     document, settings = gather(config_, options, set_, methods.registry.names() if stages else METHODS)
     if stages:
@@ -96,10 +108,13 @@ def time_(
         from ..measure.speed import run
         from ..measure.speed import table as shown
 
+        cuda = torch.cuda.is_available()
+        if device == "cuda" and not cuda:
+            raise SettingError("--device cuda: PyTorch finds no CUDA device here. Use --device cpu.")
         asked = run.Asked(
             arch=arch,
             dtype=dtype.value,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=device.value if device else "cuda" if cuda else "cpu",
             share_layers=share_layers,
             batches=tuple(batches),
             answer_tokens=answer_tokens,

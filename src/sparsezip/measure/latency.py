@@ -121,7 +121,7 @@ def stages(
 def own_flops(method: Method, config: Any) -> float:
     """What `method` itself computes for one image of a model with that config: matrix products, as PyTorch counts them.
 
-    0 where it has none, or where its budget cannot be met.
+    At its own settings where its budget cannot be met. Reading the question is not counted.
     """
     text, vision = config.get_text_config(), config.vision_config
     shape = Shape(

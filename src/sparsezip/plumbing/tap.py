@@ -130,6 +130,8 @@ class Tap:
         self._end()
 
     def _end(self) -> None:
+        if torch.compiler.is_compiling():  # whole graphs have no place for an exception
+            return
         if self.features is not None and self.heard.keys() == self.wanted.keys():
             raise _Enough
 

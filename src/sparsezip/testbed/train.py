@@ -270,7 +270,11 @@ class Trainer:
 
 def _clock_of(state: Path) -> dict[str, float]:
     with safe_open(state, "pt") as file:
-        clock: dict[str, float] = json.loads(file.metadata()["clock"])
+        clock = json.loads(file.metadata()["clock"])
+    if not isinstance(clock, dict):
+        raise UsageError(
+            f"{state} was written by an older version, which did not note its minutes. Choose a new folder."
+        )
     return clock
 
 

@@ -238,9 +238,10 @@ def _groups(results: Mapping[str, Any], benchmark: Mapping[str, Any], score: str
     if len(several) < 2:
         yield _grouped(title, benchmark, score, {label: label for label in budgets})
         return
+    ratios = any(methods[label].get("keep_ratio") for label in budgets)  # of one command it is one or the other
     for shared in several:
         yield _grouped(
-            f"{title}, {'budget' if shared >= 1 else 'keep ratio'} {shared:g}",
+            f"{title}, {'keep ratio' if ratios else 'budget'} {shared:g}",
             benchmark,
             score,
             {label: without_budget(label, own) for label, own in budgets.items() if own in (None, shared)},

@@ -6,28 +6,27 @@ while another process has the core; on a GPU the wall time, once the GPU has cau
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, StoppingCriteria
 
-from ...errors import BudgetError
 from ...methods.base import Method, Questions
 from ...models.load import adapter_for
 from ...ops.select import spread as evenly
 from ...pipeline import Splice
 from ...plumbing.generate import Call
-from ...reader import Reader
 from ...tensors import Captures, Compressed
 from ...trace import Trace, now
 from .architectures import TEXT
 
+STAGES = ("prepare", "tower", "question", "compress", "project", "splice", "prefill", "drop", "decode")
 Times = dict[str, float]  # ms by stage
 
 
@@ -46,7 +45,7 @@ class Ideal(Method):
 
 
 @cache
-def _known(grid: tuple[int, int], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _known(grid: tuple[int, int], count: int, device: torch.device) -> tuple[Int[Tensor, "kept"], Int[Tensor, "patch"]]:
     kept = evenly(grid, count).to(device)
     source = torch.full((grid[0] * grid[1],), -1, device=device)
     source[kept] = torch.arange(len(kept), device=device)
@@ -62,13 +61,6 @@ class Timed(Trace):
     def moment(self) -> float:
         """Milliseconds that count."""
         return now() if self.cuda else 1000 * time.process_time()
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Count the time spent inside as that of `stage`."""
-        start = self.moment()
-        yield
-        self.stages[stage] = self.stages.get(stage, 0.0) + self.moment() - start
 
 
 class _FirstToken(StoppingCriteria):
@@ -116,13 +108,12 @@ class Bench:
     def splice(self, method: Method) -> tuple[Splice, Call, Times]:
         """Everything in front of the LLM: what the unmodified `generate` goes on with, and what it took."""
         trace = Timed(cuda=self.cuda)
-        wanted = method.parts[0].needs | (method.parts[0].uses & self.adapter.offers)
-        splice = Splice(self.adapter, method, Reader(self.adapter, wanted, None, None), trace)
+        splice = Splice(self.adapter, method, trace=trace)
         start = trace.moment()
         try:
             with torch.inference_mode():
                 call = splice({**self.prompt, "pixel_values": self.pixels})
-        except BudgetError:
+        except BaseException:
             splice.restore()
             raise
         whole = trace.moment() - start
@@ -135,9 +126,8 @@ class Bench:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         held, start = torch.cuda.memory_allocated() if self.cuda else 0, moment()
-        self.model.generate(
-            **call, max_new_tokens=self.answer_tokens, do_sample=False, pad_token_id=0, stopping_criteria=[first]
-        )
+        length = {"max_new_tokens": self.answer_tokens, "min_new_tokens": self.answer_tokens}
+        self.model.generate(**call, **length, do_sample=False, pad_token_id=0, stopping_criteria=[first])
         end, steps = moment(), self.answer_tokens - 1
         times = {"prefill": first.at - start, **({"decode": (end - first.at) / steps} if steps else {})}
         return times | ({"peak_bytes": float(torch.cuda.max_memory_allocated() - held)} if self.cuda else {})

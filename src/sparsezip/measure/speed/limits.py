@@ -1,7 +1,7 @@
 """What the LLM's time cannot go below on this machine, and models of what official implementations pay.
 
-`floor` times the matrix products and the attention of a prefill, and of a step of decoding, by themselves: what is left
-when everything around them costs nothing. The others are models of cost, not anybody's code: the operations that an
+`floor` times the matrix products and the attention of a prefill by themselves: what is left when everything around them
+costs nothing. The others are models of cost, not anybody's code: the operations that an
 implementation adds or replaces, at the same shapes, put in the place of ours.
 """
 
@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from ...methods.base import Method
@@ -19,40 +20,31 @@ from .bench import Bench, Timed, Times
 
 
 def floor(bench: Bench, tokens: int) -> Callable[[], Times]:
-    """Matrix products and attention of a prompt with so many visual tokens, and of one more token."""
-    model, llm = bench.model, bench.adapter.decoder
+    """Matrix products and attention of the prefill of a prompt with so many visual tokens."""
+    model, llm, rows = bench.model, bench.adapter.decoder, tokens + sum(TEXT)
     config = model.config.get_text_config()
+    head_dim = config.hidden_size // config.num_attention_heads
     distinct = list({id(layer.self_attn.q_proj.weight): layer for layer in llm.layers}.values())
     often = len(llm.layers) / len(distinct)
-
-    def products(rows: int) -> None:
-        head_dim = config.hidden_size // config.num_attention_heads
-        for layer in distinct:
-            for part in layer.modules():
-                if isinstance(part, nn.Linear):
-                    part(made(rows, part.in_features))
-            if rows > 1:
-                heads = made(rows, config.hidden_size).view(bench.batch, rows, -1, head_dim).transpose(1, 2)
-                scaled_dot_product_attention(heads, heads, heads, is_causal=True)
-
-    inputs: dict[tuple[int, int], torch.Tensor] = {}
-
-    def made(rows: int, width: int) -> torch.Tensor:
-        if (rows, width) not in inputs:
-            inputs[rows, width] = torch.randn(bench.batch, rows, width).to(model.device, model.dtype)
-        return inputs[rows, width]
+    parts = [part for layer in distinct for part in layer.modules() if isinstance(part, nn.Linear)]
+    inputs = {
+        width: torch.randn(bench.batch, rows, width).to(model.device, model.dtype)
+        for width in {part.in_features for part in parts} | {config.hidden_size}
+    }
+    heads = inputs[config.hidden_size].view(bench.batch, rows, -1, head_dim).transpose(1, 2)
+    last = inputs[config.hidden_size][:, 0].contiguous()
 
     @torch.inference_mode()
     def run() -> Times:
-        times: Times = {}
-        for stage, rows in (("prefill", tokens + sum(TEXT)), ("decode", 1)):
-            trace = Timed(cuda=bench.cuda)
-            with trace.timed("layers"):
-                products(rows)
-            with trace.timed("head"):
-                model.get_output_embeddings()(made(1, config.hidden_size))
-            times[stage] = trace.stages["layers"] * often + trace.stages["head"]
-        return times
+        trace = Timed(cuda=bench.cuda)
+        with trace.timed("layers"):
+            for part in parts:
+                part(inputs[part.in_features])
+            for _ in distinct:
+                scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+        with trace.timed("head"):
+            model.get_output_embeddings()(last)
+        return {"prefill": trace.stages["layers"] * often + trace.stages["head"]}
 
     return run
 
@@ -69,7 +61,7 @@ def eager(part: Any) -> Iterator[None]:
 
 
 def eager_tower(bench: Bench) -> Callable[[], Times]:
-    """VisionZip's official code: the whole tower on eager attention, all layers' attention and features returned."""
+    """VisionZip's official code: the whole tower on eager attention that it returns; choosing is left out."""
     tower: Any = bench.adapter.tower
 
     @torch.inference_mode()
@@ -94,23 +86,28 @@ def eager_decoder(bench: Bench, method: Method) -> Callable[[], Times]:
 
 
 def greedy_loop(bench: Bench, tokens: int) -> Callable[[], Times]:
-    """DivPrune's official code: a loop in Python that fetches one index after the other from the device."""
+    """DivPrune's official code: all patches projected, then a loop in Python that fetches index after index."""
+    tower: Any = bench.adapter.tower
 
     @torch.inference_mode()
     def run() -> Times:
-        features = bench.pixels.new_empty(bench.batch, bench.patches, bench.model.config.get_text_config().hidden_size)
-        features.normal_()
+        features = bench.pixels.new_empty(bench.batch, bench.patches, tower.config.hidden_size).normal_()
         trace = Timed(cuda=bench.cuda)
+        with trace.timed("project"):
+            projected = bench.adapter.project(features)
         with trace.timed("compress"):
-            for rows in features:
-                unit = normalize(rows, dim=-1)
-                distance = 1 - unit @ unit.mT
-                nearest = distance.topk(2, dim=0, largest=False).values[1]
-                chosen = [int(nearest.argmax())]
-                while len(chosen) < tokens:
-                    apart = distance[torch.tensor(chosen, device=rows.device)].amin(0)
-                    chosen.append(int(apart.argmax()))
-                rows[torch.tensor(sorted(chosen), device=rows.device)]
+            for rows in projected:
+                rows[torch.tensor(sorted(one_by_one(rows, tokens)), device=rows.device)]
         return trace.stages
 
     return run
+
+
+def one_by_one(rows: Float[Tensor, "patch width"], count: int) -> list[int]:
+    """`count` patches, each the one whose most alike chosen one is least alike, by cosine; asked for one at a time."""
+    directions = normalize(rows, dim=-1)
+    distance = 1 - directions @ directions.mT
+    chosen = [int(distance.topk(2, dim=0, largest=False).values[1].argmax())]
+    while len(chosen) < count:
+        chosen.append(int(distance[torch.tensor(chosen, device=rows.device)].amin(0).argmax()))
+    return chosen

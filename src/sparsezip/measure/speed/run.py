@@ -27,8 +27,7 @@ from ..latency import DTYPES, own_flops, processor
 from ..session import session
 from . import limits
 from .architectures import TEXT, build
-from .bench import Bench, Ideal, Times
-from .table import STAGES
+from .bench import STAGES, Bench, Ideal, Times
 
 FULL, IDEAL = "keep_all", "ideal"
 
@@ -59,7 +58,7 @@ def measure(asked: Asked, methods: Mapping[str, Method], model: Any = None) -> d
         "end_to_end"        the same of their sum, with `answer_tokens` - 1 steps
         "of_full", "of_ideal"   the same of its ratio to keep_all and to ideal, round by round
         "of_schedule"       inside the LLM: prefill over that of layers that process as many tokens
-        "floor"             ms of the prefill's matrix products and attention alone
+        "floor"             ms of the prefill's matrix products and attention alone, timed once when the rest is done
         "gains_below"       the number of tokens under which the method saves time
         "prefill_flops", "own_flops", "kv_bytes", "peak_bytes"      per image; own_flops are the method's own
         "model_of"          for a model of an official implementation's cost: which
@@ -101,7 +100,7 @@ class _Comparison:
         inside = {label for label, method in self.methods.items() if method.parts[1] is not None}
         self.inside = [label for label in self.methods if label in inside]
         self.outside = [label for label in self.methods if label not in inside]
-        sent = {self.entering[label][0] for label in self.outside}
+        sent = {its[0] for its in self.entering.values() if its[0] == its[-1]}
         self.counts = sorted(sent | {bench.patches}, reverse=True)
         self.taken = _take_turns(self._lanes(), asked.rounds, warm=self.methods)
         self.taken |= _take_turns({f"floor {count}": limits.floor(bench, count) for count in self.counts}, 1)
@@ -116,10 +115,9 @@ class _Comparison:
         if self.asked.rivals:
             lanes |= {f"loop {count}": limits.greedy_loop(bench, count) for count in fewer}
             lanes |= {"eager tower": limits.eager_tower(bench)}
-            lanes |= {
-                f"eager {label}": limits.eager_decoder(bench, self.methods[label])
-                for label in [label for label in self.inside if self.methods[label].name == "sparsevlm"][:1]
-            }
+            mine = next((label for label in self.inside if self.methods[label].name == "sparsevlm"), None)
+            if mine:  # at one budget: each takes a whole prefill
+                lanes[f"eager {mine}"] = limits.eager_decoder(bench, self.methods[mine])
         return lanes
 
     def rows(self) -> list[dict[str, Any]]:
@@ -188,7 +186,9 @@ class _Comparison:
             row["of_schedule"] = row["stages"]["prefill"]["median"] / fmean(map(self._prefill, entering))
         elif uniform < bench.patches:
             # The tower is left out where it is the same: its noise is larger than what most methods take.
-            own = {"question", "compress", "project", "splice"} | ({"tower"} if model_of else set())
+            grid = bench.adapter.grid(bench.pixels)
+            other_tower = model_of or method.resized(grid) != grid
+            own = {"question", "compress", "project", "splice"} | ({"tower"} if other_tower else set())
             extra = [
                 sum(times.get(stage, 0.0) - best_times.get(stage, 0.0) for stage in own)
                 for times, best_times in zip(mine, ideal or [], strict=True)

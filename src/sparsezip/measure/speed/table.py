@@ -7,9 +7,6 @@ from ..report import bars
 from ..report.table import NOT_MEASURED, Sheet
 from ..session import commit_shown
 
-STAGES = ("prepare", "tower", "question", "compress", "project", "splice", "prefill", "drop", "decode")
-
-
 ANSWERS = {2: "POPE -19.2, MME -36.2", 8: "DocVQA -11.0"}  # tokens of an answer: what SparseZip's authors publish
 
 
@@ -21,10 +18,11 @@ def sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
         f"{record['arch']}, random weights, {record['dtype']}, {record['where']}; {clock} ms of a batch, medians of "
         f"{record['rounds']} rounds"
     )
+    stages = list(rows[0]["stages"])
     times = [
         [
             *_name(row),
-            *(_ms(row["stages"][stage]) for stage in STAGES),
+            *(_ms(row["stages"][stage]) for stage in stages),
             _ms(row["end_to_end"]),
             _spread(row["end_to_end"]),
             _ratio(row["of_full"]),
@@ -36,7 +34,7 @@ def sheets(measured: Mapping[str, Any]) -> Iterator[Sheet]:
         "method",
         "batch",
         "tokens",
-        *STAGES[:-1],
+        *stages[:-1],
         "decode/token",
         "end to end",
         "p10 - p90",
@@ -70,14 +68,15 @@ def _cuts(rows: Sequence[Mapping[str, Any]]) -> Sheet:
     shown = []
     for row in rows:
         here = [other for other in rows if other["batch"] == row["batch"]]
-        ideal = next((its for its in here if its["method"] == "ideal" and its["tokens"] == row["tokens"]), None)
+        ideals = [its for its in here if its["method"] == "ideal" and its["tokens"] == row["tokens"]]
         cells = []
         for answer in ANSWERS:
-            cut, best = (
-                None if its is None else 1 - _whole(its, answer) / _whole(here[0], answer) for its in (row, ideal)
-            )
-            cells.append(NOT_MEASURED if cut is None else f"{-100 * cut:.1f}")
-            cells.append(f"{100 * cut / best:.1f}" if cut is not None and best else NOT_MEASURED)
+            if row["stages"]["decode"] is None:  # answers of one token
+                cells += [NOT_MEASURED, NOT_MEASURED]
+                continue
+            cut, *best = (1 - _whole(its, answer) / _whole(here[0], answer) for its in (row, *ideals))
+            cells.append(f"{-100 * cut:.1f}")
+            cells.append(f"{100 * cut / best[0]:.1f}" if best and row["of_ideal"] else NOT_MEASURED)
         if row is not here[0]:
             shown.append([*_name(row), *cells])
     headings = ["method", "batch", "tokens"]
@@ -117,7 +116,7 @@ def remarks(measured: Mapping[str, Any]) -> Iterator[str]:
 
 
 def picture(measured: Mapping[str, Any]) -> str:
-    """A bar of stages for each row, as SVG."""
+    """A bar of stages for each row, an image's share of its batch, as SVG."""
     panels = {}
     for batch in dict.fromkeys(row["batch"] for row in measured["rows"]):
         methods = {}
@@ -125,11 +124,14 @@ def picture(measured: Mapping[str, Any]) -> str:
             if row["batch"] == batch:
                 steps = {"decode": measured["record"]["answer_tokens"] - 1}
                 shown = {
-                    stage: {"median": steps.get(stage, 1) * its["median"]}
+                    stage: {"median": steps.get(stage, 1) * its["median"] / batch}
                     for stage, its in row["stages"].items()
                     if its and stage != "drop"
                 }
-                methods[" ".join(_name(row)[::2])] = {"stages_ms": shown, "latency_ms": row["end_to_end"]}
+                methods[" ".join(_name(row)[::2])] = {
+                    "stages_ms": shown,
+                    "latency_ms": {"median": row["end_to_end"]["median"] / batch},
+                }
         title = f"{measured['record']['arch']}, batch {batch}"
         panels[title] = {"title": title, "methods": methods}
     return bars.stages({"benchmarks": panels, "unequal": []})
