@@ -129,9 +129,8 @@ def test_ideal_looks_at_nothing(model, batch):
     method = bench.Ideal(budget=BUDGET)
     captures = methods_captures(model, batch)
     method.compress(captures)
-    seen = Counter(name for name, *_ in operations(lambda: method.compress(captures)))
-    assert seen["aten.index_select.default"] == batch
-    assert sum(count for name, count in seen.items() if "slice" not in name and "select" not in name) <= 1 + batch
+    seen = Counter(name for name, *_ in operations(lambda: method.compress(captures)) if not free(name))
+    assert seen == {"aten.index_select.default": batch}
 
 
 def methods_captures(model, batch, wanted=frozenset()):
@@ -142,7 +141,7 @@ def methods_captures(model, batch, wanted=frozenset()):
         return capture(timed.adapter, timed.pixels, wanted)
 
 
-@pytest.mark.parametrize(("name", "once", "each"), [("visionzip", 50, 28), ("sparsezip", 165, 46)])
+@pytest.mark.parametrize(("name", "once", "each"), [("visionzip", 40, 28), ("sparsezip", 146, 46)])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_stage_is_few_operations_at_any_batch_size(model, name, once, each, batch):
     """The guard of the method stage: operations, not seconds. What is done image by image shows at batch 4."""
@@ -156,7 +155,9 @@ def test_a_stage_is_few_operations_at_any_batch_size(model, name, once, each, ba
 
 def free(name):
     """Views of tensors, which move nothing."""
-    return any(part in name for part in ("view", "slice", "select.int", "unsqueeze", "expand", "transpose", "detach"))
+    return any(
+        part in name for part in ("view", "slice", "select.int", "unsqueeze", "expand", "transpose", "detach", "unbind")
+    )
 
 
 def test_the_answer_has_its_length_and_prefill_ends_with_its_first_token(model, clock):
