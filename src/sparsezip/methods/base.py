@@ -91,7 +91,7 @@ class Method:
 
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Send fewer tokens than patches. The answer for one image must not depend on the others."""
-        raise NotImplementedError
+        raise NotImplementedError  # not abstract: methods inside the LLM, and pairs, have none
 
     # -- what every method has -----------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class LayerMethod(Method):
 
     def after(self, layers: int) -> list[int]:
         """The layers (counted from 0) behind which tokens are dropped, in an LLM of `layers` layers. Ascending."""
-        raise NotImplementedError
+        raise NotImplementedError  # each method's own
 
     def left(self, share: float, visual: int, stages: int) -> list[float]:
         """How many of `visual` tokens each drop leaves; from nearly none at share 0 to all at 1, never falling."""
@@ -162,7 +162,7 @@ class LayerMethod(Method):
 
     def drop(self, view: LayerView) -> Kept:
         """What goes on of a view of ONE row; with `view.count`, exactly that many tokens."""
-        raise NotImplementedError
+        raise NotImplementedError  # each method's own
 
     def settled(self, view: LayerView) -> "LayerMethod":
         """The method whose plan an image gets instead, its view at stage 0 (ONE row) being this; the budget stays."""
