@@ -102,7 +102,10 @@ class _Comparison:
         self.outside = [label for label in self.methods if label not in inside]
         sent = {its[0] for its in self.entering.values() if its[0] == its[-1]}
         self.counts = sorted(sent | {bench.patches}, reverse=True)
-        self.taken = _take_turns(self._lanes(), asked.rounds, warm=self.methods)
+        warm = set(self.methods)
+        if not bench.cuda:  # where a prefill takes seconds, one of them warms what all of them run
+            warm |= {f"llm {count}" for count in self.counts[:-1]} | {f"eager {label}" for label in self.inside}
+        self.taken = _take_turns(self._lanes(), asked.rounds, warm)
         self.taken |= _take_turns({f"floor {count}": limits.floor(bench, count) for count in self.counts}, 1)
 
     def _lanes(self) -> dict[str, Callable[[], Times]]:
