@@ -23,7 +23,7 @@ PAGE, PICTURE, RESULTS, SURPRISES = (
 TIMED, BARS, SPEED, LIMITS = (
     DOCS / name for name in ("performance.md", "performance.svg", "performance_results.json", "limits.md")
 )
-COMMON = ("budget", "keep_ratio", "match", "paper")  # settings of every method
+COMMON = ("budget", "keep_ratio", "match", "budget_scope", "saliency", "positions", "paper")  # of every method
 FIELDS = ("Paper", "Code", "Parity", "Differs")
 INTRO = """\
 # Methods
@@ -31,8 +31,11 @@ INTRO = """\
 Written by `docs/generate.py` from the headers of the files in `src/sparsezip/methods`.
 Every method also takes `budget` (tokens per image, all of them counted), `keep_ratio` (the same as a share of the
 patches), `match` (what that is the measure of where tokens are dropped inside the LLM: `mean_tokens_per_layer`,
-`tokens` behind the last drop, or `flops` of the prefill) and `paper` (the published formulas, defaults and quirks; what
-it changes stands under *Differs*).
+`tokens` behind the last drop, or `flops` of the prefill), `budget_scope` (whether the budget is one for each `image`,
+for all images of a `prompt`, or for each `tile` of a tiled image), `saliency` (what speaks for the whole image: the
+tower's CLS token, `cls`, or for towers without one the attention `received` from all patches), `positions` (whether the
+LLM counts what it is sent anew, `compact`, or each token keeps the position of its patch, `original`) and `paper` (the
+published formulas, defaults and quirks; what it changes stands under *Differs*).
 The block below a method holds its own settings with their defaults. Two methods make a pair, `visionzip|fastv`: one in
 front of the LLM, then one inside it.
 """

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from tiny_vlm import fingerprint, inputs_for, make_config, make_model
+from tiny_vlm import captured, fingerprint, inputs_for, make_config, make_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
 
@@ -17,7 +17,6 @@ from sparsezip import models
 from sparsezip.errors import UnsupportedModelError
 from sparsezip.models.base import Adapter
 from sparsezip.models.load import adapter_for
-from sparsezip.pipeline import capture
 from sparsezip.tensors import Captures
 
 TINY = {"llava": make_model}
@@ -40,7 +39,7 @@ def inputs():
 
 
 def test_every_family_is_listed():
-    assert FAMILIES == ["llava"]
+    assert "llava" in FAMILIES
 
 
 def test_a_family_says_what_it_is(family):
@@ -74,10 +73,10 @@ def test_keep_all_is_transformers_bit_for_bit(model, inputs):
 @torch.no_grad()
 def test_everything_offered_is_delivered(model, inputs):
     adapter = adapter_for(model)
-    captures = capture(adapter, inputs["pixel_values"], adapter.offers - {"question"})
+    captures = captured(adapter, inputs["pixel_values"], adapter.offers - {"question"})
     assert captures.delivered == adapter.offers - {"question"}
-    assert captures.has_cls == adapter.has_cls
-    assert captures.grid == adapter.grid(inputs["pixel_values"])
+    assert captures.has_cls == (adapter.cls is not None)
+    assert captures.grid == adapter.seen({**inputs})[0].grid
     if "question" in adapter.offers:
         question = adapter.question(torch.tensor([5, 6]))
         assert question.words.shape == (2, model.config.text_config.hidden_size)
@@ -87,8 +86,8 @@ def test_everything_offered_is_delivered(model, inputs):
 @torch.no_grad()
 def test_the_prompt_has_a_place_for_every_patch(model, inputs):
     adapter = adapter_for(model)
-    rows, cols = adapter.grid(inputs["pixel_values"])
-    assert int(inputs["input_ids"].eq(adapter.placeholder).sum()) == rows * cols * len(inputs["pixel_values"])
+    places = sum(len(image.patch) for image in adapter.seen({**inputs}))
+    assert int(inputs["input_ids"].eq(adapter.placeholder).sum()) == places
 
 
 @torch.no_grad()

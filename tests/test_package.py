@@ -23,7 +23,7 @@ def test_what_lies_deeper_resolves_from_the_package_alone():
 
 def test_lists_are_lists_of_names():
     assert "sparsezip" in sparsezip.list_methods()
-    assert sparsezip.list_models() == ["llava"]
+    assert "llava" in sparsezip.list_models()
     assert "pope" in sparsezip.list_benchmarks()
 
 

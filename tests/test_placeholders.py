@@ -55,9 +55,9 @@ def test_equals_rewriting_by_hand(seed):
     rng = random.Random(seed)
     left = bool(seed % 2)
     ids, mask, images = batch(rng, left=left)
-    assert images_per_row(ids, IMAGE, patches=PATCHES, images=sum(images)) == images
+    assert images_per_row(ids, IMAGE, [PATCHES] * sum(images)) == images
     tokens = [rng.randint(1, PATCHES) for _ in range(sum(images))]
-    cut = shortening(ids, mask, IMAGE, patches=PATCHES, tokens=tokens)
+    cut = shortening(ids, mask, IMAGE, [PATCHES] * len(tokens), tokens)
     if all(count == PATCHES for count in tokens):
         assert cut is None
         return
@@ -70,18 +70,18 @@ def test_equals_rewriting_by_hand(seed):
 
 def test_without_a_mask_everything_is_real_and_padding_comes_on_the_left():
     ids = torch.tensor([[1, *[IMAGE] * PATCHES, 7, PAD], [1, *[IMAGE] * PATCHES, 8, 9]])
-    cut = shortening(ids, None, IMAGE, patches=PATCHES, tokens=[1, 2])
+    cut = shortening(ids, None, IMAGE, [PATCHES] * 2, [1, 2])
     assert cut(ids, 5).tolist() == [[5, 1, IMAGE, 7, PAD], [1, IMAGE, IMAGE, 8, 9]]
     assert cut.placed.tolist() == [[False, True, True, True, True], [True] * 5]
 
 
 def test_nothing_to_cut():
     ids = torch.tensor([[PAD, 1, *[IMAGE] * PATCHES]])
-    assert shortening(ids, ids.ne(PAD).long(), IMAGE, patches=PATCHES, tokens=[PATCHES]) is None
+    assert shortening(ids, ids.ne(PAD).long(), IMAGE, [PATCHES], [PATCHES]) is None
 
 
 @pytest.mark.parametrize(("placeholders", "images"), [([5, 5], 1), ([5], 2), ([4], 1), ([0], 1), ([3, 7], 2), ([1], 1)])
 def test_placeholders_and_images_must_match(placeholders, images):
     ids = torch.tensor([[1] + [IMAGE] * count + [9] * (10 - count) for count in placeholders])
     with pytest.raises(UnsupportedCallError, match=f"need {images * PATCHES}"):
-        images_per_row(ids, IMAGE, patches=PATCHES, images=images)
+        images_per_row(ids, IMAGE, [PATCHES] * images)

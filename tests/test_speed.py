@@ -134,11 +134,11 @@ def test_ideal_looks_at_nothing(model, batch):
 
 
 def methods_captures(model, batch, wanted=frozenset()):
-    from sparsezip.pipeline import capture
+    from tiny_vlm import captured
 
     timed = bench.Bench(model, batch)
     with torch.inference_mode():
-        return capture(timed.adapter, timed.pixels, wanted)
+        return captured(timed.adapter, timed.pixels, wanted)
 
 
 @pytest.mark.parametrize(("name", "once", "each"), [("visionzip", 40, 28), ("sparsezip", 146, 46)])

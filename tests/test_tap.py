@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_vlm import NoAttentionMatrix, fingerprint, make_model
+from tiny_vlm import NoAttentionMatrix, captured, fingerprint, make_model
 
 from sparsezip.models.llava import Llava
-from sparsezip.pipeline import capture, scaled
+from sparsezip.models.pointwise import scaled
 from sparsezip.plumbing.tap import Tap, received
 
 ALL = frozenset({"cls_attention", "keys"})
 EVERY = ALL | {"last_query", "last_keys", "low_attention"}
 
 
-def tapped(adapter, wanted=ALL, *, has_cls=True, low_layer=0.0):
+def tapped(adapter, wanted=ALL, *, cls=0, low_layer=0.0):
     heard_from = adapter.heard_from(low_layer)
-    return Tap(adapter.layer, {name: heard_from[name] for name in wanted}, has_cls=has_cls)
+    return Tap(adapter.layer, {name: heard_from[name] for name in wanted}, cls=cls)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def eager(adapter, pixels):
 @torch.no_grad()
 def test_hears_what_eager_attention_shows(adapter, pixels):
     attention, hidden, keys = eager(adapter, pixels)
-    captures = capture(adapter, pixels, ALL)
+    captures = captured(adapter, pixels, ALL)
     assert attention[:, :, 0, 1:].max() > 0.3  # peaked, so that a wrong scale or row would show
     torch.testing.assert_close(captures.cls_attention, attention[:, :, 0, 1:], atol=1e-6, rtol=0)
     torch.testing.assert_close(captures.keys, keys, atol=1e-4, rtol=0)  # values of several tens
@@ -59,7 +59,7 @@ def test_taps_the_layer_the_projector_reads(pixels):
     for layer in (-1, -3, 1, 3):
         model = make_model(side=112, vision_feature_layer=layer)
         expected = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[layer]
-        assert torch.equal(capture(Llava(model), pixels, frozenset()).features, expected)
+        assert torch.equal(captured(Llava(model), pixels, frozenset()).features, expected)
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def test_an_early_layer_is_a_share_of_the_depth(adapter, pixels, low_layer, inde
     model = make_model(side=112)
     model.set_attn_implementation("eager")
     expected = model.model.vision_tower(pixels, output_attentions=True).attentions[index][:, :, 0, 1:]
-    captures = capture(adapter, pixels, frozenset({"low_attention", "cls_attention"}), low_layer=low_layer)
+    captures = captured(adapter, pixels, frozenset({"low_attention", "cls_attention"}), low_layer=low_layer)
     torch.testing.assert_close(captures.low_attention, expected, atol=1e-5, rtol=0)
     assert (captures.low_attention - captures.cls_attention).abs().max() > 0.01
 
@@ -89,12 +89,12 @@ def projections(adapter, pixels, layer=-1):
 @torch.no_grad()
 def test_query_and_keys_of_the_last_layer_are_its_projections_bit_for_bit(adapter, pixels):
     query, keys = projections(adapter, pixels)
-    captures = capture(adapter, pixels, EVERY)
+    captures = captured(adapter, pixels, EVERY)
     assert torch.equal(captures.last_query, query[:, 0])
     assert torch.equal(captures.last_keys, keys)
-    with tapped(adapter, {"last_query"}, has_cls=False) as tap:
+    with tapped(adapter, {"last_query"}, cls=None) as tap:
         adapter.tower(pixels)
-    torch.testing.assert_close(tap.heard["last_query"], query.mean(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tap.heard["last_query"][0], query.mean(1), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def test_one_layer_can_tell_everything(pixels):
     """Where the projector reads the last layer, all of it is heard from one attention module."""
     adapter = Llava(make_model(side=112, vision_feature_layer=-1))
     query, keys = projections(adapter, pixels)
-    captures = capture(adapter, pixels, EVERY, low_layer=1.0)
+    captures = captured(adapter, pixels, EVERY, low_layer=1.0)
     assert captures.delivered == EVERY
     assert torch.equal(captures.last_query, query[:, 0])
     assert torch.equal(captures.low_attention, captures.cls_attention)
@@ -114,7 +114,7 @@ def test_one_layer_can_tell_everything(pixels):
 @torch.no_grad()
 def test_projected_patches_are_the_unmodified_models(adapter, pixels):
     expected = torch.stack(list(adapter.model.model.get_image_features(pixels).pooler_output))
-    assert torch.equal(capture(adapter, pixels, frozenset({"projected"})).projected, expected)
+    assert torch.equal(captured(adapter, pixels, frozenset({"projected"})).projected, expected)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def test_images_are_scaled_down_as_pillow_does_it(adapter, pixels, grid):
     small = torch.stack([torch.stack(channels) for channels in small])
     torch.testing.assert_close(scaled(pixels, (8, 8), grid), small, atol=1e-4, rtol=0)
     plain = adapter.tower(scaled(pixels, (8, 8), grid), interpolate_pos_encoding=True, output_hidden_states=True)
-    captures = capture(adapter, pixels, EVERY | {"projected"}, grid=grid)
+    captures = captured(adapter, pixels, EVERY | {"projected"}, grid=grid)
     assert captures.grid == grid
     assert captures.delivered == EVERY | {"projected"}
     assert torch.equal(captures.features, plain.hidden_states[-2])
@@ -160,24 +160,24 @@ def test_the_tower_runs_as_far_as_it_is_read(adapter, pixels, wanted, run):
 @torch.no_grad()
 def test_a_tower_that_was_compiled_whole_is_run_whole(pixels):
     adapter = Llava(make_model(side=112))
-    expected = capture(adapter, pixels, frozenset())
+    expected = captured(adapter, pixels, frozenset())
     adapter.tower.compile(backend="eager", fullgraph=True)
-    assert torch.equal(capture(adapter, pixels, frozenset()).features, expected.features)
+    assert torch.equal(captured(adapter, pixels, frozenset()).features, expected.features)
 
 
 @torch.no_grad()
 def test_attention_received_is_averaged_over_all_queries(adapter, pixels):
     """What towers without CLS deliver; 65 queries are more than one chunk."""
     attention, _, _ = eager(adapter, pixels)
-    with tapped(adapter, EVERY, has_cls=False) as tap:
+    with tapped(adapter, EVERY, cls=None) as tap:
         adapter.tower(pixels)
-    torch.testing.assert_close(tap.heard["cls_attention"], attention.mean(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(tap.heard["cls_attention"][0], attention.mean(2), atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("has_cls", [True, False])
-def test_makes_no_attention_matrix(adapter, pixels, has_cls):
-    with NoAttentionMatrix(rows=65), tapped(adapter, EVERY, has_cls=has_cls) as tap:
+@pytest.mark.parametrize("cls", [0, None])
+def test_makes_no_attention_matrix(adapter, pixels, cls):
+    with NoAttentionMatrix(rows=65), tapped(adapter, EVERY, cls=cls) as tap:
         adapter.tower(pixels)
     assert tap.heard.keys() == EVERY
 
@@ -187,7 +187,7 @@ def test_eager_attention_would_be_noticed(pixels):
     model = make_model(side=112)
     model.set_attn_implementation("eager")
     with pytest.raises(AssertionError, match="attention matrix"), NoAttentionMatrix(rows=65):
-        capture(Llava(model), pixels, ALL)
+        captured(Llava(model), pixels, ALL)
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ def test_listens_on_an_eager_tower_too(adapter, pixels):
     attention, _, keys = eager(adapter, pixels)
     model = make_model(side=112)
     model.set_attn_implementation("eager")
-    captures = capture(Llava(model), pixels, ALL)
+    captures = captured(Llava(model), pixels, ALL)
     torch.testing.assert_close(captures.cls_attention, attention[:, :, 0, 1:], atol=1e-6, rtol=0)
     assert torch.equal(captures.keys, keys)
 
@@ -203,13 +203,13 @@ def test_listens_on_an_eager_tower_too(adapter, pixels):
 @torch.no_grad()
 @pytest.mark.parametrize("wanted", [frozenset(), {"keys"}, {"cls_attention", "last_keys"}, {"projected"}, EVERY])
 def test_delivers_only_what_is_wanted(adapter, pixels, wanted):
-    assert capture(adapter, pixels, frozenset(wanted)).delivered == wanted
+    assert captured(adapter, pixels, frozenset(wanted)).delivered == wanted
 
 
 @torch.no_grad()
 def test_bfloat16_probabilities_are_float32_and_sum_to_one(pixels):
     model = make_model(side=112, dtype=torch.bfloat16)
-    captures = capture(Llava(model), pixels, EVERY)
+    captures = captured(Llava(model), pixels, EVERY)
     assert captures.features.dtype == captures.last_query.dtype == captures.last_keys.dtype == torch.bfloat16
     assert captures.cls_attention.dtype == captures.keys.dtype == torch.float32
     assert (captures.cls_attention.sum(-1) < 1).all()  # the CLS row's own share is missing

@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sparsezip.stages import capture
+
 PATCH = 14
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -169,6 +171,13 @@ def inputs_for(*rows, side=56, padding_side="left"):
         return_tensors="pt",
         return_token_type_ids=False,
     )
+
+
+def captured(adapter, pixels, wanted, **settings):
+    """What `capture` makes of images of one size."""
+    call = {"pixel_values": pixels}
+    (batch,) = capture(adapter, call, adapter.seen(call), wanted, **settings).batches
+    return batch.captures
 
 
 class NoAttentionMatrix(TorchDispatchMode):

@@ -1,6 +1,6 @@
 """Pixels in, text out, with fewer visual tokens on the way. The page to read to see how the parts play together.
 
-    pixels -> tower, tapped (capture) -> method (compress) -> projector -> shorter prompt (splice) -> transformers
+    pixels -> tower, tapped (capture) -> method (reduce) -> projector -> shorter prompt (splice) -> transformers
                                                           a method inside the LLM drops tokens on the way (Drop) ^
 
     with compress(model, method) as trace:
@@ -11,19 +11,17 @@
 method run without gradients, the projector under the caller's gradient mode. One model serves one call at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from . import methods
 from .errors import AlreadyCompressedError, SettingError, UnsupportedCallError, UnsupportedModelError
@@ -35,11 +33,11 @@ from .models.load import Checkpoint, adapter_for
 from .plumbing.drop import Drop
 from .plumbing.generate import Call, Interception, Setting, refuse_inside, refuse_unsupported
 from .plumbing.layout import Image as Dropped
-from .plumbing.placeholders import PER_TOKEN, images_per_row, shortening
-from .plumbing.tap import Tap
+from .plumbing.placeholders import PER_TOKEN, images_per_row, origins, shortening
 from .reader import Asked, Reader
-from .tensors import Captures, Compressed, Question
-from .trace import ImageTrace, Trace
+from .stages import offered, project, reduce, tiled, wanted
+from .tensors import Question
+from .trace import Trace
 
 # -- compression of a model in place -------------------------------------------------------------------------------
 
@@ -122,17 +120,16 @@ def _inner(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)  # torch.compile's wrapper forwards generate to the module within
 
 
-def _wanted(adapter: Adapter, method: Method) -> frozenset[str]:
-    """What is read of the tower and the question: all that the method needs, and what else it uses where offered."""
-    outer = method.parts[0]
-    return outer.needs | (outer.uses & adapter.offers)
-
-
 def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> None:
-    lacking = needs - adapter.offers
+    lacking = needs - offered(adapter, method)
     if lacking:
         hint = ""
-        if "image_embeds" in lacking:
+        if lacking <= adapter.received:
+            hint = (
+                ' Its vision tower has no CLS token; saliency="received" ranks by the attention that patches receive '
+                "from all others instead."
+            )
+        elif "image_embeds" in lacking:
             hint = (
                 ' It comes with clip=, the CLIP of the tower: sparsezip.load_clip("openai/clip-vit-large-patch14-336").'
             )
@@ -140,6 +137,14 @@ def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> No
         raise UnsupportedModelError(
             f"{method.name} needs {', '.join(sorted(lacking))}, which {adapter.name} models do not offer.{hint} "
             f"Methods that work here: {', '.join(works)}."
+        )
+    inner = method.parts[1]
+    if inner is not None and adapter.refuses_inside:
+        raise UnsupportedModelError(f"{method.name} drops tokens inside the LLM. {adapter.refuses_inside}")
+    if inner is not None and min(inner.after(adapter.llm_layers)) < adapter.deepstack:
+        raise UnsupportedModelError(
+            f"{method.name} drops tokens behind layer {min(inner.after(adapter.llm_layers))} of the LLM, but "
+            f"{adapter.name} models add visual features behind the first {adapter.deepstack} layers. Drop later."
         )
 
 
@@ -156,7 +161,7 @@ class Splice:
     ) -> None:
         """`processor` and `question`: as for `compress`. `trace` tells of the last call."""
         self.adapter, self.method, self.trace = adapter, method, trace or Trace()
-        self.reader = Reader(adapter, _wanted(adapter, method), processor, question)
+        self.reader = Reader(adapter, wanted(adapter, method), processor, question)
         inner = method.parts[1]
         dropping = partial(self.trace.timed, "drop")
         self.drop = Drop(adapter.decoder, inner, self._dropped, dropping) if inner else None
@@ -174,38 +179,49 @@ class Splice:
 
         Raises UnsupportedCallError for what fewer tokens cannot serve, BudgetError for a budget that cannot be met.
         """
-        adapter, trace = self.adapter, self.trace
+        adapter, method, trace = self.adapter, self.method, self.trace
         trace.clear()
         refuse_unsupported(call, adapter.placeholder)
         if self.drop:
             self.drop.forget()  # of a call that failed
-        pixel_values = call.get("pixel_values")
-        if pixel_values is None:
+        if call.get("pixel_values") is None:
             return call
         adapter.check_call(call)
         if self.drop:
-            refuse_inside(self.method.name, call, setting)
+            refuse_inside(method.name, call, setting)
+        seen = adapter.seen(call, tiled=tiled(method))
+        shown = list(call.pop("shown", range(len(seen))))
         ids, mask = call["input_ids"], call.get("attention_mask")
-        rows, cols = adapter.grid(pixel_values)
-        shown = call.pop("shown", range(len(pixel_values)))
-        per_row = images_per_row(ids, adapter.placeholder, patches=rows * cols, images=len(shown))
-
-        self.method.check(rows * cols)
+        lengths = [len(seen[image].patch) for image in shown]
+        per_row = images_per_row(ids, adapter.placeholder, lengths)
 
         read = partial(self.reader, ids, mask, per_row)
-        captures, compressed, shown = reduce(adapter, self.method, pixel_values, read, trace, shown)
+        encoded, reduced, entries = reduce(adapter, method, call, seen, read, trace, shown, per_row)
         with trace.timed("project"):
-            projected = project(adapter, captures, compressed)
-        tokens, counts = [projected[image] for image in shown], [compressed.tokens[image] for image in shown]
+            projected = project(adapter, encoded, reduced)
+        tokens = [projected[entry] for entry in entries]
+        counts = [len(its) for its in tokens]
+        held = [None if reduced.whole[entry] else reduced.held[entry] for entry in entries]
 
-        call = {name: value for name, value in call.items() if name != "pixel_values"}
-        call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=cast(Any, tokens))}
-        shorter = shortening(ids, mask, adapter.placeholder, patches=rows * cols, tokens=counts)
+        positions = None if counts == lengths else self._positions(call, setting)
+        spent = {"pixel_values"} if counts == lengths else adapter.image_arguments
+        call = {name: value for name, value in call.items() if name not in spent}
+        ends = [*accumulate(per_row, initial=0)]
+        rows = [torch.cat(tokens[first:last]) for first, last in pairwise(ends) if first < last]
+        call["mm_encoder_outputs"] = {"image": adapter.outputs(encoded, rows, held)}
+        shorter = shortening(ids, mask, adapter.placeholder, lengths, counts)
         if shorter is not None:
             call |= {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
             call["input_ids"] = shorter(ids, self._padding())
-            if mask is not None or not shorter.placed.all():
+            if mask is not None or positions is not None or not shorter.placed.all():
                 call["attention_mask"] = shorter(torch.ones_like(ids) if mask is None else mask, 0)
+        if shorter is not None and positions is not None:
+            places = [
+                torch.arange(count) if its is None else reduced.seen[entry].places(count, *its)
+                for entry, count, its in zip(entries, counts, held, strict=True)
+            ]
+            origin = shorter(origins(ids, adapter.placeholder, lengths, places), 0)
+            call["position_ids"] = adapter.placed(positions, origin, call["attention_mask"])
         visual = call["input_ids"].eq(adapter.placeholder)
         if self.drop:
             each = iter(counts)
@@ -226,6 +242,20 @@ class Splice:
         layers = zip(*(image.tokens_per_layer for image in self.trace.images), strict=True)
         self.trace.tokens_per_layer = [sum(layer) / len(images) for layer in layers]
 
+    def _positions(self, call: Call, setting: Setting | None) -> Tensor | None:
+        """[axis, row, token] positions of the whole prompt, of which each token sent is to keep its own; None: anew."""
+        own = self.adapter.positions(call)
+        if own is not None or self.method.parts[0].positions == "compact":
+            return own
+        cached = call.get("use_cache") if setting is None else setting("use_cache")
+        if cached is False:
+            raise UnsupportedCallError(
+                'positions="original" leaves gaps between positions, which transformers takes for several prompts in '
+                'one row where there is no cache. Leave use_cache=False out, or positions="compact".'
+            )
+        ids, mask = call["input_ids"], call.get("attention_mask")
+        return ((torch.ones_like(ids) if mask is None else mask).long().cumsum(1) - 1).clamp(min=0)[None]
+
     def _padding(self) -> int:
         # Masked, so any id would do for the model; logits processors see the ids and know the pad token.
         config = self.adapter.model.generation_config
@@ -233,111 +263,7 @@ class Splice:
         return int(next((token for token in (config.pad_token_id, eos) if token is not None), 0))
 
 
-# -- the stages ----------------------------------------------------------------------------------------------------
-
-
-def reduce(
-    adapter: Adapter,
-    method: Method,
-    pixel_values: Float[Tensor, "image channel height width"],
-    read: Callable[[], list[Question | None]] | None,
-    trace: Trace,
-    shown: Sequence[int] | None = None,
-) -> tuple[Captures, Compressed, Sequence[int]]:
-    """What the tower makes of the images, and the method in front of the LLM of that; noted in the trace.
-
-    `read` gives the questions, if there are any, and is called if the method wants them. `shown`: which image each
-    question is about; None: every image has its own. Returned is besides which entry of the result each of them gets:
-    one per image where no question was read, else one per question.
-    """
-    outer, own = method.parts[0], adapter.grid(pixel_values)
-    patches, grid, questions, wanted = own[0] * own[1], own, None, frozenset[str]()
-    shown = range(len(pixel_values)) if shown is None else shown
-    if not outer.sends_everything(patches):
-        grid, wanted = outer.resized(own), _wanted(adapter, method)
-        if grid != own and outer.keep_ratio is not None:  # it is a share of all patches, not of those that are left
-            outer = replace(outer, budget=outer.asked(patches), keep_ratio=None)
-    with torch.no_grad():
-        captures = capture(adapter, pixel_values, wanted, low_layer=outer.low_layer, grid=grid, trace=trace)
-        if read is not None and "question" in wanted:
-            with trace.timed("question"):
-                questions = read()
-        with trace.timed("compress"):
-            if questions is not None and len(shown) > len(pixel_values):
-                captures, shown = captures.of(shown), range(len(shown))
-            compressed = outer.compress(captures, questions)
-    _check_counts(method, compressed, patches)
-    images = ImageTrace.of(own, captures, compressed)
-    trace.images = [images[image] for image in shown]
-    return captures, compressed, shown
-
-
-def capture(
-    adapter: Adapter,
-    pixel_values: Float[Tensor, "image channel height width"],
-    wanted: frozenset[str],
-    *,
-    low_layer: float = 0.0,
-    grid: tuple[int, int] | None = None,
-    trace: Trace | None = None,
-) -> Captures:
-    """Run the tower once, listening to what `wanted` names.
-
-    `low_layer`: where low_attention is from, as a share of the tower's depth. `grid`: scale the images down so that
-    this is their grid.
-    """
-    trace = Trace() if trace is None else trace
-    own, heard_from = adapter.grid(pixel_values), adapter.heard_from(low_layer)
-    grid = own if grid is None else grid
-    with (
-        trace.timed("tower"),
-        Tap(
-            adapter.layer, {name: heard_from[name] for name in heard_from.keys() & wanted}, has_cls=adapter.has_cls
-        ) as tap,
-    ):
-        if grid == own:
-            adapter.tower(pixel_values)
-        else:
-            adapter.tower(scaled(pixel_values, own, grid), interpolate_pos_encoding=True)
-    captures = Captures(features=tap.features, grid=grid, **cast(Any, tap.heard))
-    if "projected" in wanted:
-        with trace.timed("project"):
-            captures = replace(captures, projected=adapter.project(captures.patch_features))
-    if "image_embeds" in wanted and adapter.clip is not None:
-        with trace.timed("clip"):
-            captures = replace(captures, image_embeds=adapter.clip.patches(captures.patch_features))
-    return captures
-
-
-def scaled(
-    pixel_values: Float[Tensor, "image channel height width"], grid: tuple[int, int], smaller: tuple[int, int]
-) -> Float[Tensor, "image channel lower narrower"]:
-    """Images of `grid` patches made so small that they have `smaller` patches, each of as many pixels as before."""
-    height, width = (
-        pixels // count * fewer for pixels, count, fewer in zip(pixel_values.shape[-2:], grid, smaller, strict=True)
-    )
-    small = interpolate(pixel_values.float(), (height, width), mode="bicubic", antialias=True)
-    return small.to(pixel_values.dtype)
-
-
-def project(adapter: Adapter, captures: Captures, compressed: Compressed) -> list[Tensor]:
-    """One [token, dim] per image through the projector to one [token, width] per image."""
-    lengths, patches = compressed.tokens, captures.patch_features
-    sent = zip(compressed.features, patches, strict=True)
-    if all(len(own) == len(all_) and own.data_ptr() == all_.data_ptr() for own, all_ in sent):
-        return list(adapter.project(patches))  # laid out as in the unmodified model: the same kernel, the same bits
-    if len(set(lengths)) == 1:
-        return list(adapter.project(torch.stack(compressed.features)))
-    return list(adapter.project(torch.cat(compressed.features)).split(lengths))
-
-
-def _check_counts(method: Method, compressed: Compressed, patches: int) -> None:
-    for number, tokens in enumerate(compressed.tokens):
-        if not 1 <= tokens <= patches:
-            raise UnsupportedCallError(
-                f"{method.name} sends {tokens} tokens for image {number}, but its {patches} patches have a place for 1 "
-                f"to {patches} in the prompt. Choose settings that stay within that."
-            )
+# -- images alone -----------------------------------------------------------------------------------------------
 
 
 def compress_images(
@@ -358,15 +284,15 @@ def compress_images(
     if isinstance(method, LayerMethod):
         raise UnsupportedCallError(f"{method.name} works inside the language model, which is not run here. Use ask.")
     _check_offers(adapter, method, method.needs - {"question"})
-    wanted = _wanted(adapter, method)
-    if question is not None and "question" in wanted - adapter.offers:
+    reads = wanted(adapter, method)
+    if question is not None and "question" in reads - adapter.offers:
         raise UnsupportedCallError("This tower was opened without what a question needs. Open it with question=True.")
     read = None
     if question is not None:
         texts = [question] * len(images) if isinstance(question, str) else question
-        read = partial(_asked, checkpoint, Reader(adapter, wanted, checkpoint.processor, None), texts)
-    pixel_values = checkpoint.pixels([opened(image) for image in images])
-    reduce(adapter, method, pixel_values, read, trace)
+        read = partial(_asked, checkpoint, Reader(adapter, reads, checkpoint.processor, None), texts)
+    call = checkpoint.pixels([opened(image) for image in images])
+    reduce(adapter, method, call, adapter.seen(call, tiled=tiled(method)), read, trace)
     return trace
 
 

@@ -87,7 +87,11 @@ class Registry:
     def _files(self) -> set[str]:
         path = importlib.import_module(self.package).__path__
         names = (module.name for module in pkgutil.iter_modules(path))
-        return {name for name in names if name not in ("base", "clip", "load") and not name.startswith("_")}
+        return {
+            name
+            for name in names
+            if name not in ("base", "clip", "load", "pointwise", "towers") and not name.startswith("_")
+        }
 
     def _plugins(self) -> dict[str, Any]:
         return {point.name: point for point in entry_points(group=self.package)}

@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .tensors import Captures, Compressed
-
 
 @dataclass(frozen=True, eq=False)
 class ImageTrace:
@@ -28,16 +26,13 @@ class ImageTrace:
     tokens_per_layer: list[int] = field(default_factory=list)  # that entered each LLM layer
 
     @classmethod
-    def of(cls, own: tuple[int, int], captures: Captures, compressed: Compressed) -> list["ImageTrace"]:
-        """What a method made of images whose own grid is `own`, seen by the tower in that of the captures."""
-        kept, source = compressed.kept, compressed.source
-        if captures.grid != own:
-            covering = covered_by(own, captures.grid).to(captures.features.device)
-            kept, source = [indices[:0] for indices in kept], [places[covering] for places in source]
-        return [
-            cls(kept=indices, tokens=tokens, source=places, patches=own[0] * own[1], grid=own)
-            for indices, tokens, places in zip(kept, compressed.tokens, source, strict=True)
-        ]
+    def of(
+        cls, own: tuple[int, int], grid: tuple[int, int], tokens: int, kept: Int[Tensor, "_"], source: Int[Tensor, "_"]
+    ) -> "ImageTrace":
+        """What a method made of an image whose own grid is `own`, seen by the tower in `grid`."""
+        if grid != own:
+            kept, source = kept[:0], source[covered_by(own, grid).to(source.device)]
+        return cls(kept=kept, tokens=tokens, source=source, patches=own[0] * own[1], grid=own)
 
     def inside(self, source: Int[Tensor, "token"], own: Int[Tensor, "_"], entering: list[int]) -> "ImageTrace":
         """The same image behind the LLM's drops.

@@ -119,11 +119,11 @@ class VLM(Checkpoint):
                     "Leave it out: every question is asked about one image, which is put in front of it."
                 )
         prompts = [self.prompt(question) for question in questions]
-        distinct, shown = _distinct(images)
+        distinct, shown = _distinct(images) if self.adapter.shares else (list(images), [*range(len(images))])
         pictures = [opened(image) for image in distinct]
         settings = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         if len(pictures) == len(prompts):
-            inputs = self.processor(images=pictures, text=prompts, **settings)
+            inputs = self.processor(images=[[picture] for picture in pictures], text=prompts, **settings)
         else:  # the processor says what stands in a prompt for each picture
             mark = self.processor.image_token
             inputs = self.processor(
@@ -134,7 +134,8 @@ class VLM(Checkpoint):
             inputs.update(self.processor.tokenizer(texts, **settings))
         if "token_type_ids" not in inspect.signature(self.model.forward).parameters:  # some tokenizers add them unasked
             inputs.pop("token_type_ids", None)
-        return {**inputs.to(self.model.device, self.model.dtype), "shown": shown}
+        shares = {"shown": shown} if self.adapter.shares else {}
+        return {**inputs.to(self.model.device, self.model.dtype), **shares}
 
     @property
     def _pad_token(self) -> int:

@@ -31,7 +31,11 @@ class Method:
     patches. All patches or more means the unmodified model: every patch, bit for bit. Where tokens are dropped inside
     the LLM, `match` says what the budget is the measure of: the mean number of visual tokens that its layers process,
     the tokens left behind the last drop, or the prefill's FLOPs (as many as with `budget` tokens in every layer). For
-    tokens that are sent once and for all these are the same. `paper=True` reproduces the published formulas, defaults
+    tokens that are sent once and for all these are the same. `budget_scope`: whether the budget is one for each image,
+    for all images of a prompt together, or for each tile of a tiled image and each frame of a video. `saliency`: what
+    speaks for the whole image where a method reads CLS, the tower's CLS token or all its patches ("received": the mean
+    attention that a patch receives, for towers without CLS). `positions`: whether the LLM counts what is sent anew, or
+    each token keeps the position of its patch. `paper=True` reproduces the published formulas, defaults
     and quirks; the default corrects what the file's header lists under Differs. Groups of settings are dataclasses
     too; a mapping given for one overrides it in part.
 
@@ -48,6 +52,9 @@ class Method:
     budget: int | None = None
     keep_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     match: Match = "mean_tokens_per_layer"
+    budget_scope: Literal["image", "prompt", "tile"] = "image"
+    saliency: Literal["cls", "received"] = "cls"
+    positions: Literal["compact", "original"] = "compact"
     paper: bool = False
 
     def __post_init__(self) -> None:
@@ -305,6 +312,9 @@ class Pair(Method):
         inner = _granted(inner, left)
         if self.match != "mean_tokens_per_layer":
             inner = replace(inner, match=self.match)
+        for name in ("budget_scope", "saliency", "positions"):
+            if getattr(self, name) != getattr(Method, name):
+                outer = replace(outer, **{name: getattr(self, name)})
         if self.paper:
             outer, inner = replace(outer, paper=True), replace(inner, paper=True)
         for name, value in (("outer", outer), ("inner", inner), ("name", f"{outer.name}|{inner.name}")):

@@ -8,10 +8,12 @@ language model's weights where they are.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,13 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     CLIPConfig,
     CLIPModel,
 )
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_accelerate_available, is_bitsandbytes_available
 
 from ..errors import UnknownNameError, UnsupportedCallError, UnsupportedModelError
 from ..registry import nearest
@@ -79,15 +83,22 @@ class Checkpoint:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def pixels(self, images: list[Image.Image]) -> torch.Tensor:
-        """Images as the tower reads them, [image, channel, height, width], on the model's device."""
-        pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        return pixel_values.to(self.model.device, self.model.dtype)
+    @property
+    def device(self) -> torch.device:
+        """Where a call's inputs go: the model's device, or one that computes where its weights are offloaded."""
+        device = self.model.device
+        return torch.device(_default_device()) if device.type == "meta" else device
+
+    def pixels(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """Images as the tower reads them: the image arguments of a call, on the model's device."""
+        made = self.processor.image_processor(images, return_tensors="pt").to(self.device, self.model.dtype)
+        return {name: made[name] for name in made.keys() & self.adapter.image_arguments}
 
 
 def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of the family `model` belongs to. Raises UnsupportedModelError naming the supported ones."""
-    return _family(*(kind.__name__ for kind in type(model).__mro__))(model)
+    tower = getattr(getattr(model.config, "vision_config", None), "model_type", None)
+    return _family(tower, *(kind.__name__ for kind in type(model).__mro__))(model)
 
 
 def patches(name_or_path: str | Path, **where: Any) -> int | None:
@@ -96,7 +107,7 @@ def patches(name_or_path: str | Path, **where: Any) -> int | None:
     None where the config does not tell. Raises as `load` does.
     """
     files = _Files.of(name_or_path, where)
-    return _family(*files.config.get("architectures") or []).patches(files.config)
+    return files.family.patches(files.config)
 
 
 def load(
@@ -104,6 +115,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantization: str | None = None,
     attn_implementation: str = "sdpa",
     trust_remote_code: bool = False,
     clip: ClipText | str | Path | None = None,
@@ -111,21 +123,23 @@ def load(
 ) -> Checkpoint:
     """Open "testbed", a folder or a Hub id, with weights from safetensors files only.
 
-    `device`: None takes CUDA if there is one. `dtype`: None keeps the checkpoint's. Other options (revision, token,
-    quantization_config, device_map, ...) go to transformers' from_pretrained. `clip`: the CLIP that the vision tower
-    was taken from, or what `load_clip` is to open, for methods that compare patches with text in CLIP's space.
+    `device`: None takes CUDA if there is one. `dtype`: None keeps the checkpoint's. `quantization`: "4bit" (NF4) or
+    "8bit" (LLM.int8) has bitsandbytes, on CUDA or a CPU, quantize the language model's layers; tower and projector, on
+    whose features methods work, stay as they are. Other options (revision, token, quantization_config, device_map,
+    offload_folder, ...) go to transformers' from_pretrained. `clip`: the CLIP that the vision tower was taken from, or
+    what `load_clip` is to open, for methods that compare patches with text in CLIP's space.
 
     Raises UnknownNameError when there is nothing of that name, UnsupportedModelError for a family that is not served
     and for checkpoints in the original LLaVA format (naming their twin in transformers' format), UnsupportedCallError
-    for quantization=.
+    for options that contradict each other or need a package that is not installed.
     """
-    if "quantization" in options:
-        raise UnsupportedCallError(
-            f"There is no option quantization={options['quantization']!r}. Give transformers' own: "
-            "quantization_config=BitsAndBytesConfig(load_in_4bit=True), for example."
-        )
     files = _Files.of(name_or_path, options)
-    _family(*files.config.get("architectures") or [])
+    _ = files.family
+    _check_placing(device, quantization, files, options)
+    if quantization is not None:
+        options["quantization_config"] = _quantizer(quantization, dtype, files, trust_remote_code=trust_remote_code)
+    if options.get("quantization_config") and not options.get("device_map") and is_accelerate_available():
+        options["device_map"] = {"": device or _default_device()}  # quantized where it is to stay
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             files.source,
@@ -137,7 +151,11 @@ def load(
         )
     except OSError as error:  # no safetensors file, or a shard of it missing
         raise UnsupportedModelError(f"{name_or_path} cannot be opened: {str(error).splitlines()[0]}") from error
-    if not options.keys() & {"device_map", "quantization_config"}:  # which have placed it already
+    except ImportError as error:  # an attention or a quantizer
+        raise UnsupportedCallError(
+            f"{name_or_path} cannot be opened as asked: {str(error).splitlines()[0]} Install it, or ask for another."
+        ) from error
+    if not options.get("device_map"):  # which has placed it already
         model.to(device or _default_device())
     processor = _processor(files, trust_remote_code=trust_remote_code)
     adapter = adapter_for(model)
@@ -161,7 +179,7 @@ def load_tower(
     for `load`.
     """
     files = _Files.of(name_or_path, where)
-    family = _family(*files.config.get("architectures") or [])
+    family = files.family
     wanted = family.tower_weights + (family.question_weights if question else ())
     config = AutoConfig.from_pretrained(files.source, **files.where)
     config.text_config.num_hidden_layers = 0
@@ -221,7 +239,53 @@ def _clip(clip: ClipText | str | Path | None, model: Any, options: dict[str, Any
     if clip is None or isinstance(clip, ClipText):
         return clip
     same = {key: options[key] for key in _WHERE if key in options and key != "revision"}
-    return load_clip(clip, device=model.device, dtype=model.dtype, **same)
+    device = None if model.device.type == "meta" else model.device
+    return load_clip(clip, device=device, dtype=model.dtype, **same)
+
+
+def _check_placing(device: Any, quantization: str | None, files: "_Files", options: dict[str, Any]) -> None:
+    """Raise UnsupportedCallError for options of `load` that contradict each other or lack a package."""
+    device_map = options.get("device_map")
+    if device and device_map:
+        raise UnsupportedCallError(
+            f"device={str(device)!r} and device_map={device_map!r} both say where the model is to be. Give one of them."
+        )
+    asked, needs = "device_map=", {"accelerate": is_accelerate_available()} if device_map else {}
+    if quantization is not None:
+        asked = f"quantization={quantization!r}"
+        if quantization not in ("4bit", "8bit"):
+            raise UnsupportedCallError(
+                f'There is no {asked}. Give "4bit" or "8bit", or as quantization_config= another of transformers\' '
+                "quantizers."
+            )
+        if options.get("quantization_config"):
+            raise UnsupportedCallError(f"{asked} and quantization_config= both say how to quantize. Give one of them.")
+        if files.config.get("quantization_config"):
+            raise UnsupportedCallError(f"{asked} was asked for, but {files.source} is quantized already. Leave it out.")
+        needs = {"accelerate": is_accelerate_available(), "bitsandbytes": is_bitsandbytes_available()}
+    lacking = [package for package, there in needs.items() if not there]
+    if lacking:
+        raise UnsupportedCallError(
+            f"{asked} needs {' and '.join(lacking)}, which this environment lacks or has too old. Install it: "
+            f"pip install -U {' '.join(lacking)}."
+        )
+
+
+def _quantizer(bits: str, dtype: Any, files: "_Files", *, trust_remote_code: bool) -> BitsAndBytesConfig:
+    """What tells transformers to have bitsandbytes quantize the layers of the language model and no others."""
+    config = AutoConfig.from_pretrained(files.source, trust_remote_code=trust_remote_code, **files.where)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+    decoder = adapter_for(model).decoder
+    getLogger("bitsandbytes.autograd._functions").setLevel("ERROR")  # says at every layer of every call what it casts
+    inside = next(name for name, module in model.named_modules() if module is decoder)
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == "4bit",
+        load_in_8bit=bits == "8bit",
+        llm_int8_skip_modules=[rf"(?!{re.escape(inside)}\.).*"],  # a pattern of names; for 4 bits as well
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=config.dtype if dtype in (None, "auto") else dtype,
+    )
 
 
 @dataclass
@@ -256,6 +320,12 @@ class _Files:
         """config.json as it stands."""
         return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
+    @property
+    def family(self) -> type[Adapter]:
+        """The family it is of. Raises UnsupportedModelError."""
+        tower = self.config.get("vision_config") or {}
+        return _family(tower.get("model_type"), *self.config.get("architectures") or [])
+
     def path(self, name: str) -> Path | None:
         """One file of the checkpoint, fetched if need be; None if there is none of that name."""
         if self.source == self.folder:
@@ -284,11 +354,11 @@ class _Files:
 
 
 @cache
-def _family(*architectures: str) -> type[Adapter]:
+def _family(tower: str | None, *architectures: str) -> type[Adapter]:
     families = [registry.get(name) for name in registry.names()]
-    for family in families:
-        if family.architectures & set(architectures):
-            return family
+    fitting = [family for family in families if family.architectures & set(architectures)]
+    if fitting:  # one for this tower, or one for all the others
+        return next((family for family in fitting if family.vision == tower), fitting[0])
     asked = architectures[0] if architectures else "A model whose config.json names no architecture"
     if asked.startswith("LlavaLlama"):
         raise UnsupportedModelError(_original_format("This checkpoint", None))

@@ -62,6 +62,31 @@ def apportion(total: int, shares: list[float], most: int) -> list[int]:
     return counts
 
 
+def divided(total: int, sizes: list[int]) -> list[int]:
+    """`total` tokens dealt out in proportion to `sizes`, at least one each and never more than a size.
+
+    What is left by rounding down goes to the largest remainders, the lower index among equals. Raises BudgetError for
+    fewer tokens than sizes.
+    """
+    if total < len(sizes):
+        raise BudgetError(
+            f"A budget of {total} tokens is shared by {len(sizes)} views of images, of which each needs at least one. "
+            'Raise it, or give each view its own with budget_scope="tile".'
+        )
+    if total >= sum(sizes):
+        return list(sizes)
+    counts = [max(1, total * size // sum(sizes)) for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(total * sizes[i] % sum(sizes)), i))
+    room = [i for i in by_remainder if counts[i] < sizes[i]]
+    while sum(counts) < total:
+        for i in room[: total - sum(counts)]:
+            counts[i] += counts[i] < sizes[i]
+    while sum(counts) > total:  # where one token was more than a share
+        most = max(range(len(counts)), key=lambda i: (counts[i], -i))
+        counts[most] -= 1
+    return counts
+
+
 def per_layer(visual: int, stages: list[int], counts: list[int], layers: int) -> list[int]:
     """The visual tokens that enter each LLM layer when drops behind the layers `stages` leave `counts` of `visual`."""
     entering = [visual] * layers

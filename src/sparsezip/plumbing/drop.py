@@ -293,7 +293,8 @@ class Drop:
         of_prompt = prompt.layout.real & (prompt.layout.column < prompt.width)
         began = prompt.start.real & (prompt.start.column < prompt.width)
         if prompt.positions is None:
-            prompt.positions = call["position_ids"]
+            given = call.get("position_ids")  # some models give their layers the rotary table alone
+            prompt.positions = prompt.start.count if given is None else given
         tables = (self._positions(prompt), *call["position_embeddings"])
         for image in prompt.images:
             if not image.concerns(prompt.stage):

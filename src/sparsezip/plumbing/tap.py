@@ -8,7 +8,7 @@ keys, then calls the function the layer would have used. No other layer, no clas
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -24,22 +24,32 @@ _CHUNK = 64  # queries whose attention is held at a time where every query is ne
 
 
 def cls_row(
-    query: Float[Tensor, "image head row head_dim"], key: Float[Tensor, "image head row head_dim"], scale: float
+    query: Float[Tensor, "image head row head_dim"],
+    key: Float[Tensor, "image head row head_dim"],
+    scale: float,
+    cls: int = 0,
 ) -> Float[Tensor, "image head patch"]:
-    """The attention probabilities of the first row (CLS) over all others, in float32."""
-    logits = query[:, :, :1].float() @ key.float().mT
-    return (logits * scale).softmax(-1)[:, :, 0, 1:]
+    """The attention probabilities of the CLS row, the first one or the last (-1), over all others, in float32."""
+    row = query[:, :, :1] if cls == 0 else query[:, :, -1:]
+    return _patches(((row.float() @ key.float().mT) * scale).softmax(-1)[:, :, 0], cls)
 
 
 def received(
-    query: Float[Tensor, "image head patch head_dim"], key: Float[Tensor, "image head patch head_dim"], scale: float
+    query: Float[Tensor, "image head row head_dim"],
+    key: Float[Tensor, "image head row head_dim"],
+    scale: float,
+    cls: int | None = None,
 ) -> Float[Tensor, "image head patch"]:
     """The attention each patch receives, averaged over all queries, in float32 and a few queries at a time."""
     key = key.float().mT
     total = query.new_zeros(query.shape[:3], dtype=torch.float32)
     for queries in query.split(_CHUNK, dim=2):
         total += ((queries.float() @ key) * scale).softmax(-1).sum(2)
-    return total / query.shape[2]
+    return _patches(total / query.shape[2], cls)
+
+
+def _patches(rows: Tensor, cls: int | None) -> Tensor:
+    return rows if cls is None else rows[..., 1:] if cls == 0 else rows[..., :-1]
 
 
 class Listener:
@@ -94,25 +104,38 @@ class _Enough(Exception):  # noqa: N818 - no error
 class Tap:
     """While entered, notes what the wanted captures need of a tower pass; restores the tower on exit.
 
-    A pass ends, and with it the block, as soon as that is there: what lies behind it in the tower is not run (LLaVA
-    does not read its tower's last layer).
-    `features` is the output of `layer`. `heard` holds, under the names of Captures, what was wanted of the queries and
-    keys: "cls_attention" and "low_attention": the CLS row per head, or the mean attention received where the tower has
-    no CLS; "keys": averaged over heads; "last_query": of CLS, or the mean over all rows; "last_keys": of all heads.
+    With a `layer`, whose output becomes `features`, a pass ends, and with it the block, as soon as everything is there:
+    what lies behind it in the tower is not run (LLaVA does not read its tower's last layer).
+    `heard` holds, under the names of Captures, what was wanted of the queries and keys, one tensor [image, ...] for
+    every time that the attention ran: "cls_attention" and "low_attention": the CLS row per head, or the mean attention
+    received; "keys": averaged over heads; "last_query": of CLS, or the mean over all rows; "last_keys": of all heads.
     """
 
-    def __init__(self, layer: nn.Module, wanted: Mapping[str, nn.Module], *, has_cls: bool) -> None:
-        """`wanted`: for each capture the attention module that it is heard from; several may share one."""
-        self.layer, self.wanted, self.has_cls = layer, wanted, has_cls
+    def __init__(
+        self,
+        layer: nn.Module | None,
+        wanted: Mapping[str, nn.Module],
+        *,
+        cls: int | None,
+        received: bool = False,
+        lengths: Sequence[int] = (),
+    ) -> None:
+        """`wanted`: for each capture the attention module that it is heard from; several may share one.
+
+        `cls`: the row that is CLS (0 or -1). Where there is none, or with `received`, all rows speak in its place.
+        `lengths`: rows of each image, for towers that run several images as one sequence.
+        """
+        self.layer, self.wanted, self.cls, self.received = layer, wanted, cls, received or cls is None
+        self.lengths = list(lengths)
         self.features: Any = None
-        self.heard: dict[str, Tensor] = {}
+        self.heard: dict[str, list[Tensor]] = {}
         self._listeners = [
             Listener(attention, partial(self._listen, [name for name in wanted if wanted[name] is attention]))
             for attention in dict.fromkeys(wanted.values())
         ]
 
     def __enter__(self) -> "Tap":
-        self._hook = self.layer.register_forward_hook(self._note_output)
+        self._hook = self.layer.register_forward_hook(self._note_output) if self.layer is not None else None
         for listener in self._listeners:
             listener.start()
         return self
@@ -122,7 +145,8 @@ class Tap:
     ) -> bool:
         for listener in self._listeners:
             listener.stop()
-        self._hook.remove()
+        if self._hook is not None:
+            self._hook.remove()
         return kind is _Enough
 
     def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
@@ -142,13 +166,20 @@ class Tap:
         key: Float[Tensor, "image head row head_dim"],
         scale: float,
     ) -> None:
+        packed = len(query) == 1 and len(self.lengths) > 1 and query.shape[2] == sum(self.lengths)
+        queries, keys = (its.split(self.lengths, 2) if packed else [its] for its in (query, key))
         for name in names:
-            if name in ("cls_attention", "low_attention"):
-                self.heard[name] = (cls_row if self.has_cls else received)(query, key, scale)
-            elif name == "keys":
-                self.heard[name] = key.float().mean(1)
-            elif name == "last_query":
-                self.heard[name] = (query[:, :, 0] if self.has_cls else query.mean(2)).flatten(1)
-            elif name == "last_keys":
-                self.heard[name] = key.transpose(1, 2).flatten(2)
+            noted = self.heard.setdefault(name, [])
+            noted += [self._noted(name, *pair, scale) for pair in zip(queries, keys, strict=True)]
         self._end()
+
+    def _noted(self, name: str, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        if name in ("cls_attention", "low_attention"):
+            if self.cls is None or self.received:
+                return received(query, key, scale, self.cls)
+            return cls_row(query, key, scale, self.cls)
+        if name == "keys":
+            return key.float().mean(1)
+        if name == "last_query":
+            return (query.mean(2) if self.received else query[:, :, self.cls]).flatten(1)
+        return key.transpose(1, 2).flatten(2)  # last_keys

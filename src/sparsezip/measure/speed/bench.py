@@ -84,8 +84,8 @@ class Bench:
         draw = torch.Generator().manual_seed(seed)
         side = model.config.vision_config.image_size
         self.pixels = torch.randn(batch, 3, side, side, generator=draw).to(model.device, model.dtype)
-        rows, cols = self.adapter.grid(self.pixels)
-        self.patches = rows * cols
+        self.grid = self.adapter.seen({"pixel_values": self.pixels})[0].grid
+        self.patches = self.grid[0] * self.grid[1]
         vocabulary = model.config.get_text_config().vocab_size
         words = torch.randint(vocabulary - 1, (batch, sum(TEXT)), generator=draw)
         words += words >= self.adapter.placeholder

@@ -189,8 +189,7 @@ class _Comparison:
             row["of_schedule"] = row["stages"]["prefill"]["median"] / fmean(map(self._prefill, entering))
         elif uniform < bench.patches:
             # The tower is left out where it is the same: its noise is larger than what most methods take.
-            grid = bench.adapter.grid(bench.pixels)
-            other_tower = model_of or method.resized(grid) != grid
+            other_tower = model_of or method.resized(bench.grid) != bench.grid
             own = {"question", "compress", "project", "splice"} | ({"tower"} if other_tower else set())
             extra = [
                 sum(times.get(stage, 0.0) - best_times.get(stage, 0.0) for stage in own)
