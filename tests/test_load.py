@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_vlm import make_model, make_processor, picture
+from tiny_vlm import fingerprint, make_model, make_processor, picture
+from transformers import BitsAndBytesConfig
 
 import sparsezip
 from sparsezip.errors import UnknownNameError, UnsupportedCallError, UnsupportedModelError
@@ -240,9 +243,9 @@ def changed(folder, target, **config):
 
 @pytest.mark.parametrize("how", [sparsezip.load, sparsezip.load_tower])
 def test_other_families_are_refused_before_anything_is_loaded(single, tmp_path, how):
-    other = changed(single, tmp_path / "other", architectures=["Qwen2VLForConditionalGeneration"])
+    other = changed(single, tmp_path / "other", architectures=["Blip2ForConditionalGeneration"])
     (other / "model.safetensors").unlink()
-    with pytest.raises(UnsupportedModelError, match=r"Qwen2VL.* is not supported.*llava \(LlavaForConditional"):
+    with pytest.raises(UnsupportedModelError, match=r"Blip2.* is not supported.*llava \(LlavaForConditional"):
         how(other)
     original = changed(single, tmp_path / "original", architectures=["LlavaLlamaForCausalLM"])
     with pytest.raises(UnsupportedModelError, match="original LLaVA format"):
@@ -262,6 +265,190 @@ def test_only_safetensors_are_read(model, single, tmp_path, how):
         how(folder)
 
 
-def test_quantization_goes_by_transformers_own_name(single):
-    with pytest.raises(UnsupportedCallError, match=r"no option quantization='4bit'.*quantization_config="):
-        sparsezip.load(single, quantization="4bit")
+# -- several places, offloading, quantization ----------------------------------------------------------------------
+
+TOWER = {"model.vision_tower": "disk", "model.multi_modal_projector": "disk", "model.language_model": "cpu"}
+LLM = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "model.language_model": "disk"}
+LAYERS = {
+    "model.vision_tower": "cpu",
+    "model.multi_modal_projector.linear_1": "disk",
+    "model.multi_modal_projector.linear_2": "cpu",
+    "model.language_model.embed_tokens": "disk",
+    "model.language_model.layers.0": "cpu",
+    "model.language_model.layers.1": "disk",
+    "model.language_model.layers.2": "disk",
+    "model.language_model.norm": "disk",
+}
+PLACES = {
+    "cpu": "cpu",
+    "auto": "auto",
+    "all offloaded": {"": "disk"},
+    "tower offloaded": TOWER | {"lm_head": "cpu"},
+    "LLM offloaded": LLM | {"lm_head": "disk"},
+    "layers offloaded": LAYERS | {"lm_head": "cpu"},
+}
+METHODS = {
+    "keep_all": None,
+    "visionzip": 5,
+    "sparsezip": 6,
+    "grid": 4,
+    "fastv": 8,
+    "sparsevlm": 8,
+    "visionzip|fastv": 6,
+}
+SCENE = Path(__file__).parents[1] / "examples" / "scene.png"
+
+
+def answers(vlm, name, budget=None, image=None):
+    """Text, patches and tokens by layer of two questions in one batch."""
+    budget = budget or METHODS[name]
+    method = sparsezip.method(name, **({} if budget is None else {"budget": budget}))
+    images = [image, image] if image else [picture(1), picture(2)]
+    given = vlm.answer(images, [QUESTION, "Is there a red circle?"], method)
+    return [(one.text, one.maps.source.tolist(), one.tokens_per_layer) for one in given]
+
+
+# transformers 5.18 takes "meta", where offloaded weights wait, for the model's device.
+waiting = pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids` being on a device type")
+
+
+@waiting
+@pytest.mark.parametrize("name", PLACES)
+def test_a_model_in_several_places_answers_as_in_one(single, tmp_path, name):
+    offloaded = "offloaded" in name
+    vlm = sparsezip.load(single, device_map=PLACES[name], offload_folder=tmp_path)
+    assert any(weight.is_meta for weight in vlm.model.parameters()) == offloaded
+    before = fingerprint(vlm.model)
+    whole = sparsezip.load(single)
+    for method in METHODS:
+        assert answers(vlm, method) == answers(whole, method), method
+    assert fingerprint(vlm.model) == before
+    assert vlm.device.type == "cpu"
+    method = sparsezip.method("sparsezip", budget=6)
+    own, expected = (sparsezip.compress_images(one, [picture(1)], method, QUESTION).images[0] for one in (vlm, whole))
+    assert torch.equal(own.source, expected.source)
+
+
+@waiting
+def test_what_was_brought_in_is_let_go(single, tmp_path):
+    """The tower ends early, and the projector's weights are read: neither may leave weights behind."""
+    vlm = sparsezip.load(single, device_map={"": "disk"}, offload_folder=tmp_path)
+    for method in METHODS:
+        answers(vlm, method)
+        assert all(weight.is_meta for weight in vlm.model.parameters()), method
+    vlm.adapter.question(torch.tensor([7, 8, 9]))
+    assert all(weight.is_meta for weight in vlm.model.parameters())
+
+
+quantized = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def testbed():
+    return sparsezip.load("testbed")
+
+
+def linear(vlm):
+    """The linear layers inside the language model's decoder, and those outside, by name."""
+    inside = {name: layer for name, layer in vlm.model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    outside = {name: layer for name, layer in inside.items() if "language_model" not in name}
+    return {name: layer for name, layer in inside.items() if name not in outside}, outside
+
+
+@quantized
+@pytest.mark.parametrize(("bits", "kind", "size"), [("4bit", "Linear4bit", 0.5), ("8bit", "Linear8bitLt", 1.0)])
+def test_quantization_is_of_the_language_model_alone(testbed, bits, kind, size):
+    vlm = sparsezip.load("testbed", quantization=bits)
+    inside, outside = linear(vlm)
+    assert {type(layer).__name__ for layer in inside.values()} == {kind}
+    plain, other = linear(testbed)
+    assert inside.keys() == plain.keys()
+    assert outside.keys() == other.keys()
+    assert {name.split(".")[-1] for name in outside} >= {"linear_1", "linear_2", "fc1", "q_proj", "lm_head"}
+    for name, layer in outside.items():
+        assert type(layer) is torch.nn.Linear
+        assert torch.equal(layer.weight, other[name].weight)
+    for name, layer in inside.items():
+        assert layer.weight.numel() * layer.weight.element_size() == plain[name].weight.numel() * size
+
+    inputs = vlm.processor(images=Image.open(SCENE), text=vlm.prompt(QUESTION), return_tensors="pt")
+    given = vlm.model.generate(**inputs, do_sample=False, max_new_tokens=4)
+    with sparsezip.compress(vlm.model, "keep_all"):
+        assert torch.equal(vlm.model.generate(**inputs, do_sample=False, max_new_tokens=4), given)
+    for method in ("visionzip", "sparsezip", "fastv"):
+        given, of_whole = (answers(one, method, 192, SCENE) for one in (vlm, testbed))
+        assert given[0][0] == of_whole[0][0] == "yellow"
+        for (_, source, layers), (_, other_source, other_layers) in zip(given, of_whole, strict=True):
+            assert layers == other_layers
+            assert source == other_source or method == "fastv"  # which chooses by the LLM
+
+
+@quantized
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantizer_of_ones_own_may_take_the_projector(testbed, bits):
+    vlm = sparsezip.load("testbed", quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}))
+    assert type(vlm.model.model.multi_modal_projector.linear_1) is not torch.nn.Linear
+    words = torch.tensor([7, 8, 9])
+    carried, expected = (one.adapter.question(words).tower for one in (vlm, testbed))
+    assert torch.cosine_similarity(carried, expected, 0) > 0.97
+    assert answers(vlm, "sparsezip", 192, SCENE)[0][0] == "yellow"
+
+
+@pytest.mark.parametrize(
+    ("asked", "place"),
+    [({"device": "cpu"}, {"": "cpu"}), ({"device_map": "auto"}, "auto"), ({}, {"": "cuda"})],
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_where_and_in_what_type_bitsandbytes_computes(single, monkeypatch, asked, place, bits):
+    given = {}
+
+    def from_pretrained(source, **options):
+        given.update(options)
+        raise OSError("seen enough")
+
+    monkeypatch.setattr(opening, "_default_device", lambda: "cuda")
+    monkeypatch.setattr(opening.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    with pytest.raises(UnsupportedModelError, match="seen enough"):
+        sparsezip.load(single, quantization=f"{bits}bit", dtype="bfloat16", **asked)
+    config = given["quantization_config"]
+    assert (config.load_in_4bit, config.load_in_8bit) == (bits == 4, bits == 8)
+    assert (config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    assert given["device_map"] == place
+    with pytest.raises(UnsupportedModelError):
+        sparsezip.load(single, quantization=f"{bits}bit")
+    assert given["quantization_config"].bnb_4bit_compute_dtype == torch.float32  # the checkpoint's
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cpu", "device_map": "auto"}, r"device='cpu' and device_map='auto' both.*Give one of them\."),
+        ({"quantization": "3bit"}, r"no quantization='3bit'\. Give \"4bit\" or \"8bit\""),
+        (
+            {"quantization": "4bit", "quantization_config": {"load_in_4bit": True}},
+            r"quantization='4bit' and quantization_config= both.*Give one of them\.",
+        ),
+        ({"attn_implementation": "flash_attention_2"}, r"cannot be opened as asked: .*FlashAttention2.*Install it"),
+    ],
+)
+def test_options_that_cannot_be_met(single, options, message):
+    with pytest.raises(UnsupportedCallError, match=message):
+        sparsezip.load(single, **options)
+
+
+@pytest.mark.parametrize("lacking", [["accelerate"], ["bitsandbytes"], ["accelerate", "bitsandbytes"]])
+def test_packages_that_are_not_there_are_named(single, monkeypatch, lacking):
+    for package in ("accelerate", "bitsandbytes"):
+        monkeypatch.setattr(opening, f"is_{package}_available", lambda there=package not in lacking: there)
+    message = f"quantization='8bit' needs {' and '.join(lacking)}, .* pip install -U {' '.join(lacking)}\\."
+    with pytest.raises(UnsupportedCallError, match=message):
+        sparsezip.load(single, quantization="8bit")
+    if "accelerate" in lacking:
+        with pytest.raises(UnsupportedCallError, match=r"device_map= needs accelerate, .* pip install -U accelerate\."):
+            sparsezip.load(single, device_map="auto")
+
+
+def test_what_is_quantized_is_not_quantized_again(single, tmp_path):
+    folder = changed(single, tmp_path / "quantized", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UnsupportedCallError, match=r"quantization='4bit' was asked for, but .* is quantized already"):
+        sparsezip.load(folder, quantization="4bit")

@@ -135,7 +135,7 @@ class VLM(Checkpoint):
         if "token_type_ids" not in inspect.signature(self.model.forward).parameters:  # some tokenizers add them unasked
             inputs.pop("token_type_ids", None)
         shares = {"shown": shown} if self.adapter.shares else {}
-        return {**inputs.to(self.model.device, self.model.dtype), **shares}
+        return {**inputs.to(self.device, self.model.dtype), **shares}
 
     @property
     def _pad_token(self) -> int:

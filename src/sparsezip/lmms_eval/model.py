@@ -40,8 +40,7 @@ class Sparsezip(lmms):
     @property
     def device(self) -> torch.device:
         """Where the model is; lmms-eval gathers there what several processes answered."""
-        device: torch.device = self.vlm.model.device
-        return device
+        return self.vlm.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """One answer to each request, cut off at the task's stop strings."""

@@ -129,8 +129,10 @@ def batched(captures: dict[str, list[Tensor]], seen: list[Seen]) -> list[Batch]:
 class Ragged(list[Tensor]):
     """Tokens of any number, where a family expects one tensor of all images."""
 
-    def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        """[1, token, width]"""
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """[1, token, width]; as many tensors as before where accelerate's hooks move what a module is given."""
+        if "non_blocking" in kwargs:
+            return Ragged(its.to(*args, **kwargs) for its in self)
         return torch.cat(self)[None].to(*args, **kwargs)
 
 
@@ -392,4 +394,5 @@ class Adapter(ABC):
     def embed(self, ids: Tensor) -> Tensor:
         """The LLM's input embeddings of token ids, [word] to [word, width]."""
         embeddings = self.model.get_input_embeddings()
-        return embeddings(ids.to(embeddings.weight.device))
+        device = embeddings.weight.device
+        return embeddings(ids if device.type == "meta" else ids.to(device))  # to offloaded ones accelerate brings them

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..plumbing.weights import weight_of
 from .base import Encoded
 from .towers import Tiled
 
@@ -59,5 +60,5 @@ class Llama4(Tiled):
 
     def carry_back(self, words: Float[Tensor, "word width"]) -> Float[Tensor, "dim"]:
         """Back through the projector: W' mean."""
-        weight = self.model.multi_modal_projector.linear_1.weight
-        return (words.to(weight.device).float().mean(0).to(weight.dtype) @ weight).float()
+        with weight_of(self.model.multi_modal_projector.linear_1, like=words) as weight:
+            return (words.float().mean(0).to(weight.device, weight.dtype) @ weight).float()

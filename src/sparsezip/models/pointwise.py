@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import UnsupportedCallError, UnsupportedModelError
 from ..plumbing.tap import Tap
+from ..plumbing.weights import weight_of
 from ..tensors import Captures
 from .base import Adapter, Batch, Encoded, Grid, Seen
 from .clip import ClipText
@@ -142,9 +143,11 @@ class Pointwise(Adapter):
     def carry_back(self, words: Float[Tensor, "word width"]) -> Float[Tensor, "dim"]:
         """Back through both linear layers: W1' W2' mean, the activation left out."""
         projector = self.model.base_model.multi_modal_projector
-        outer, inner = projector.linear_2.weight, projector.linear_1.weight
-        mean = words.to(outer.device).float().mean(0)
-        return ((mean.to(outer.dtype) @ outer).to(inner.device) @ inner).float()  # no copy of the weights in float32
+        carried = words.float().mean(0)
+        for layer in (projector.linear_2, projector.linear_1):
+            with weight_of(layer, like=words) as weight:
+                carried = carried.to(weight.device, weight.dtype) @ weight  # no copy of the weights in float32
+        return carried.float()
 
     def lend(self, clip: ClipText | None) -> None:
         """Raises UnsupportedModelError for a CLIP whose tower has another width."""
