@@ -138,7 +138,7 @@ def methods_captures(model, batch, wanted=frozenset()):
 
     timed = bench.Bench(model, batch)
     with torch.inference_mode():
-        return captured(timed.adapter, timed.pixels, wanted)
+        return captured(timed.adapter, timed.images["pixel_values"], wanted)
 
 
 @pytest.mark.parametrize(("name", "once", "each"), [("visionzip", 40, 28), ("sparsezip", 146, 46)])

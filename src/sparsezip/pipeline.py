@@ -31,7 +31,7 @@ from .models.base import Adapter
 from .models.clip import ClipText
 from .models.load import Checkpoint, adapter_for
 from .plumbing.drop import Drop
-from .plumbing.generate import Call, Interception, Setting, refuse_inside, refuse_unsupported
+from .plumbing.generate import Call, Interception, Setting, has_pixels, refuse_inside, refuse_unsupported
 from .plumbing.layout import Image as Dropped
 from .plumbing.placeholders import PER_TOKEN, images_per_row, origins, shortening
 from .reader import Asked, Reader
@@ -179,12 +179,15 @@ class Splice:
 
         Raises UnsupportedCallError for what fewer tokens cannot serve, BudgetError for a budget that cannot be met.
         """
-        adapter, method, trace = self.adapter, self.method, self.trace
+        adapter, method, trace, reader = self.adapter, self.method, self.trace, self.reader
         trace.clear()
+        if adapter.video_arguments and call.get("pixel_values") is None and has_pixels(call):
+            adapter = adapter.of_videos()
+            reader = reader.of(adapter)
         refuse_unsupported(call, adapter.placeholder)
         if self.drop:
             self.drop.forget()  # of a call that failed
-        if call.get("pixel_values") is None:
+        if not has_pixels(call):
             return call
         adapter.check_call(call)
         if self.drop:
@@ -195,7 +198,7 @@ class Splice:
         lengths = [len(seen[image].patch) for image in shown]
         per_row = images_per_row(ids, adapter.placeholder, lengths)
 
-        read = partial(self.reader, ids, mask, per_row)
+        read = partial(reader, ids, mask, per_row)
         encoded, reduced, entries = reduce(adapter, method, call, seen, read, trace, shown, per_row)
         with trace.timed("project"):
             projected = project(adapter, encoded, reduced)
@@ -203,12 +206,12 @@ class Splice:
         counts = [len(its) for its in tokens]
         held = [None if reduced.whole[entry] else reduced.held[entry] for entry in entries]
 
-        positions = None if counts == lengths else self._positions(call, setting)
-        spent = {"pixel_values"} if counts == lengths else adapter.image_arguments
+        positions = None if counts == lengths else self._positions(adapter, call, setting)
+        spent = {"pixel_values", "pixel_values_videos"} if counts == lengths else adapter.arguments
         call = {name: value for name, value in call.items() if name not in spent}
         ends = [*accumulate(per_row, initial=0)]
         rows = [torch.cat(tokens[first:last]) for first, last in pairwise(ends) if first < last]
-        call["mm_encoder_outputs"] = {"image": adapter.outputs(encoded, rows, held)}
+        call["mm_encoder_outputs"] = {adapter.modality: adapter.outputs(encoded, rows, held)}
         shorter = shortening(ids, mask, adapter.placeholder, lengths, counts)
         if shorter is not None:
             call |= {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
@@ -242,9 +245,9 @@ class Splice:
         layers = zip(*(image.tokens_per_layer for image in self.trace.images), strict=True)
         self.trace.tokens_per_layer = [sum(layer) / len(images) for layer in layers]
 
-    def _positions(self, call: Call, setting: Setting | None) -> Tensor | None:
+    def _positions(self, adapter: Adapter, call: Call, setting: Setting | None) -> Tensor | None:
         """[axis, row, token] positions of the whole prompt, of which each token sent is to keep its own; None: anew."""
-        own = self.adapter.positions(call)
+        own = adapter.positions(call)
         if own is not None or self.method.parts[0].positions == "compact":
             return own
         cached = call.get("use_cache") if setting is None else setting("use_cache")

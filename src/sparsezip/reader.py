@@ -1,5 +1,6 @@
 """Read what is asked about each image: from the prompts of a call, or as the user gives it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -32,6 +33,12 @@ class Reader:
             raise UnsupportedCallError("A question given as text has to be tokenised. Give processor= as well.")
         if processor is None and question is None and self.clip is not None and "question" in wanted:
             raise UnsupportedCallError("CLIP reads the question as text. Give processor=, or a Question of your own.")
+
+    def of(self, adapter: Adapter) -> "Reader":
+        """The same for an adapter with other placeholders."""
+        made = copy.copy(self)
+        made.adapter = adapter
+        return made
 
     def __call__(self, ids: Tensor, mask: Tensor | None, per_row: list[int]) -> list[Question | None]:
         """One question per image, of prompts [row, token] that hold `per_row` images each."""

@@ -107,7 +107,7 @@ def reduce(
                 encoded, mine = encoded.of(shown), dict(enumerate(each))
                 seen, whole = [seen[image] for image in shown], [whole[image] for image in shown]
                 shown = range(len(shown))
-            reduced = _reduced(encoded, seen, mine, questions, whole)
+            reduced = _reduced(encoded, seen, mine, questions, whole, adapter.modality == "video")
     for number, (one, tokens) in enumerate(zip(seen, reduced.tokens, strict=True)):
         if not 1 <= tokens <= max(one.patches, len(one.patch)):
             raise UnsupportedCallError(
@@ -148,7 +148,10 @@ def per_view(method: Method, seen: Sequence[Seen], per_row: Sequence[int] | None
         granted = method.asked(sum(sizes)) or 1
         if method.budget_scope == "prompt" and method.budget is not None:
             granted = min(granted, sum(sizes))
-        dealt = iter(divided(granted, sizes) if not tiled(method) else [max(1, granted // len(sizes))] * len(sizes))
+        if method.uses & {"tiles", "frames"}:  # it deals out the budget itself, which is the mean of all views
+            dealt = iter([max(1, granted // len(sizes))] * len(sizes))
+        else:
+            dealt = iter(divided(granted, sizes))
         for one in group:
             shares.append([replace(method, budget=next(dealt), keep_ratio=None) for _ in one.views])
     return shares
@@ -160,16 +163,20 @@ def _reduced(
     methods: dict[int, list[Method]],
     questions: list[Question | None] | None,
     whole: list[bool],
+    videos: bool,
 ) -> Reduced:
     """Every view compressed with others of its grid and method, and the views of an image side by side."""
     parts = dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]]()
     for batch in encoded.batches:
         todo = [(methods[image][view], row) for row, (image, view) in enumerate(batch.views)]
         while todo:
-            method = todo[0][0]
-            rows = [row for its, row in todo if its == method]
-            todo = [(its, row) for its, row in todo if its != method]
+            method, video = todo[0][0], batch.views[todo[0][1]][0]
+            apart = videos and "frames" in method.uses  # it sees all frames of one video at a time
+            rows = [row for its, row in todo if its == method and (not apart or batch.views[row][0] == video)]
+            todo = [(its, row) for its, row in todo if row not in rows]
             captures = batch.captures if len(rows) == len(batch.views) else batch.captures.of(rows)
+            if apart:
+                captures = replace(captures, frames=len(rows))
             asked = None if questions is None else [questions[batch.views[row][0]] for row in rows]
             made = method.compress(captures, asked)
             for row, *part in zip(rows, made.features, made.kept, made.source, strict=True):

@@ -38,6 +38,7 @@ class Captures:
     low_attention: Float[Tensor, "image low_head patch"] | None = None  # CLS row of an early layer
     valid: Bool[Tensor, "image patch"] | None = None  # False: the patch shows padding
     tiles: tuple[int, int] | None = None  # (rows, cols) of the tiling the images were cut from
+    frames: int | None = None  # the images are the frames of videos, so many each
 
     def __post_init__(self) -> None:
         rows, cols = self.grid

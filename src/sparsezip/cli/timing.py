@@ -31,7 +31,9 @@ class Dtype(StrEnum):
 
 
 def time_(
-    arch: Annotated[str, typer.Option(help="The shape of the model: llava-1.5-7b or llava-1.5-13b.")] = "llava-1.5-7b",
+    arch: Annotated[
+        str, typer.Option(help="The shape of the model: llava-1.5-7b, llava-1.5-13b, llava-next-7b, qwen2.5-vl-7b.")
+    ] = "llava-1.5-7b",
     share_layers: Annotated[
         bool,
         typer.Option("--share-layers", help="Layers of the LLM share weights, four and four."),
@@ -63,7 +65,7 @@ def time_(
     set_: Sets = None,
     config_: ConfigFile = None,
 ) -> None:
-    """Time every stage of a call on a model of LLaVA-1.5's shape with random weights; nothing is downloaded.
+    """Time every stage of a call on a model of a published shape with random weights; nothing is downloaded.
 
     The last line is one JSON object, but for --stages.
     """

@@ -8,6 +8,7 @@ is listened to on the way, and a method chooses among the tokens, which it calls
 patch by patch, `pointwise.Pointwise` lets it choose in front of the projector, as the papers do.
 """
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -167,6 +168,7 @@ class Adapter(ABC):
     question_weights: ClassVar[tuple[str, ...]]  # and of what a question needs besides
     prompt: ClassVar[str]  # with "{question}", for a checkpoint whose processor has no chat template
     image_arguments: ClassVar[frozenset[str]] = frozenset({"pixel_values"})  # of a call
+    video_arguments: ClassVar[frozenset[str]] = frozenset()  # where videos are served
     refuses_inside: ClassVar[str | None] = None  # why tokens cannot be dropped inside the LLM
     deepstack: int = 0  # layers of the LLM that visual features are added behind
     shares: ClassVar[bool] = False  # whether a call may say with `shown` which image stands where
@@ -175,6 +177,18 @@ class Adapter(ABC):
     def __init__(self, model: Any) -> None:
         """`model`: the transformers model, or a part of it that holds tower, projector and embeddings."""
         self.model = model
+        self.modality = "image"
+
+    def of_videos(self) -> "Adapter":
+        """The same model's adapter for calls with videos: an image is a video then, its views are the frames."""
+        made = copy.copy(self)
+        made.modality = "video"
+        return made
+
+    @property
+    def arguments(self) -> frozenset[str]:
+        """Arguments of a call that describe its images, or videos."""
+        return self.video_arguments if self.modality == "video" else self.image_arguments
 
     # -- what a family says --------------------------------------------------------------------------------------
 
@@ -194,7 +208,7 @@ class Adapter(ABC):
     @property
     def placeholder(self) -> int:
         """The id that stands for one visual token in input_ids."""
-        return self.model.config.image_token_id
+        return getattr(self.model.config, f"{self.modality}_token_id")
 
     @property
     def decoder(self) -> Any:
@@ -238,8 +252,9 @@ class Adapter(ABC):
 
     def check_call(self, call: dict[str, Any]) -> None:
         """Raise UnsupportedCallError for image arguments that the adapter cannot serve; remove those it has seen to."""
-        if call.get("pixel_values_videos") is not None and "pixel_values_videos" not in self.image_arguments:
-            raise UnsupportedCallError(f"Videos of {self.name} models are not compressed. Give frames as images.")
+        if call.get("pixel_values_videos") is not None and self.modality == "image":
+            why = "not beside images" if self.video_arguments else f"not those of {self.name} models"
+            raise UnsupportedCallError(f"Videos are compressed, but {why}. Give the frames as images.")
 
     def positions(self, call: dict[str, Any]) -> Int[Tensor, "axis row token"] | None:
         """Where the whole prompt's tokens are, on each of several axes; None where tokens are just counted."""
@@ -292,8 +307,8 @@ class Adapter(ABC):
 
     def run(self, call: dict[str, Any]) -> Any:
         """Transformers' own way from pixels to tokens."""
-        function = self.model.base_model.get_image_features
-        known = inspect.signature(function).parameters.keys() & self.image_arguments
+        function = getattr(self.model.base_model, f"get_{self.modality}_features")
+        known = inspect.signature(function).parameters.keys() & self.arguments
         return function(**{name: call[name] for name in known if call.get(name) is not None}, return_dict=True)
 
     def made(self, output: Any) -> Any:

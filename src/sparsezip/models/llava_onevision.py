@@ -6,9 +6,11 @@ heard of the tower is scaled alike. When anything is left out, the ends of lines
 
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Seen
 from .towers import AnyRes
 
 
@@ -20,6 +22,30 @@ class LlavaOnevision(AnyRes):
     tower_weights: ClassVar[tuple[str, ...]] = ("vision_tower.", "multi_modal_projector.", "image_newline")
     question_weights: ClassVar[tuple[str, ...]] = ("embed_tokens.",)
     prompt: ClassVar[str] = "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant"
+
+    video_arguments: ClassVar[frozenset[str]] = frozenset({"pixel_values_videos"})
+
+    def seen(self, call: dict[str, Any], *, tiled: bool = False) -> list[Seen]:
+        """Frames of a video are scaled down to half their sides; the whole of it has one end of a line."""
+        if self.modality == "image":
+            return super().seen(call, tiled=tiled)
+        (rows, cols), videos = self.tile, call["pixel_values_videos"]
+        views = [(-(-rows // 2), -(-cols // 2))] * videos.shape[1]
+        patch = torch.arange(len(views) * views[0][0] * views[0][1] + 1)
+        patch[-1] = -1
+        return [Seen(views, patch)] * len(videos)
+
+    def by_view(
+        self, heard: dict[str, list[Tensor]], call: dict[str, Any], seen: list[Seen]
+    ) -> dict[str, list[Tensor]]:
+        """Of a video scaled down as its frames are."""
+        if self.modality == "image":
+            return super().by_view(heard, call, seen)
+        scaled = self.model.base_model.apply_pooling
+        return {
+            name: list(rows if name == "last_query" else self.patchwise(name, rows, scaled))
+            for name, (rows,) in heard.items()
+        }
 
     def packed(
         self, tiles: Float[Tensor, "tile patch dim"], size: Tensor, line_end: Float[Tensor, "dim"] | None = None

@@ -1,5 +1,6 @@
 """What families have in common: towers, and ways of cutting images into tiles."""
 
+import inspect
 from functools import partial
 from typing import Any, ClassVar
 
@@ -44,13 +45,14 @@ class Qwen(Adapter):
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
     )
     image_arguments: ClassVar[frozenset[str]] = frozenset({"pixel_values", "image_grid_thw"})
+    video_arguments: ClassVar[frozenset[str]] = frozenset({"pixel_values_videos", "video_grid_thw"})
 
     def seen(self, call: dict[str, Any], *, tiled: bool = False) -> list[Seen]:
-        """`image_grid_thw` [image, 3]: frames, height and width in patches of the tower."""
+        """`image_grid_thw` or `video_grid_thw` [image, 3]: frames, height and width in patches of the tower."""
         side = self.merge
         return [
             Seen.plainly(*[(height // side, width // side)] * frames)
-            for frames, height, width in _rows(call, "image_grid_thw")
+            for frames, height, width in _rows(call, f"{self.modality}_grid_thw")
         ]
 
     @property
@@ -78,15 +80,16 @@ class Qwen(Adapter):
 
     def positions(self, call: dict[str, Any]) -> Int[Tensor, "axis row token"]:
         """Time, height and width of the whole prompt."""
-        ids = call["input_ids"]
-        kinds = call.get("mm_token_type_ids")
-        positions, _ = self.model.base_model.get_rope_index(
-            ids,
-            mm_token_type_ids=ids.eq(self.placeholder).int() if kinds is None else kinds,
-            image_grid_thw=call["image_grid_thw"],
-            attention_mask=call.get("attention_mask"),
-        )
+        ids, kinds = call["input_ids"], call.get("mm_token_type_ids")
+        if kinds is None:
+            kinds = ids.eq(self.placeholder) * (2 if self.modality == "video" else 1)
+        read = inspect.signature(self.model.base_model.get_rope_index).parameters
+        given = {name: call[name] for name in (*_ROPE, "attention_mask") if name in read and call.get(name) is not None}
+        positions, _ = self.model.base_model.get_rope_index(ids, mm_token_type_ids=kinds, **given)
         return positions
+
+
+_ROPE = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")  # what positions on three axes depend on
 
 
 class Tiled(Adapter):

@@ -80,7 +80,7 @@ class Interception:
             call["input_ids"] = call.pop("inputs")
         prompt: Tensor | None = call.get("input_ids")
         with torch.no_grad():
-            if call.get("pixel_values") is not None and prompt is not None and call.get("attention_mask") is None:
+            if has_pixels(call) and prompt is not None and call.get("attention_mask") is None:
                 call["attention_mask"] = self._inferred_mask(call)
             spliced = self.splice(call, functools.partial(self._setting, call))
         shorter = spliced.get("input_ids")
@@ -167,6 +167,11 @@ def in_front(
     return torch.cat([prompts, ids[:, width:]], 1)
 
 
+def has_pixels(call: Call) -> bool:
+    """Whether a call shows images or videos."""
+    return any(call.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+
+
 def refuse_unsupported(call: Call, placeholder: int) -> None:
     """Raise UnsupportedCallError for a call whose arguments do not fit a prompt with fewer placeholders."""
     cached = _cached(call.get("past_key_values"))
@@ -182,12 +187,12 @@ def refuse_unsupported(call: Call, placeholder: int) -> None:
             "pixel_values."
         )
     placeholders = ids is not None and bool(ids.eq(placeholder).any())
-    if cached and (placeholders or call.get("pixel_values") is not None):
+    if cached and (placeholders or has_pixels(call)):
         raise UnsupportedCallError(
             f"The prompt shows images, but past_key_values already holds {cached} tokens: compressed images are "
             "shorter in the cache than in input_ids. Start such a turn without past_key_values."
         )
-    if call.get("pixel_values") is None:
+    if not has_pixels(call):
         return
     if call.get("inputs_embeds") is not None or ids is None:
         raise UnsupportedCallError(

@@ -47,12 +47,12 @@ class Image:
         """Whether the method has to see the image at drop number `stage`."""
         return self.loses(stage) or (self.method.adapts and stage == 0 and self.loses(-1))
 
-    def advance(self, kept: Kept, start: int) -> None:
-        """Follow a drop: what is left begins at `start` of the row."""
+    def advance(self, kept: Kept, visual: Int[Tensor, "_"]) -> None:
+        """Follow a drop: where in the row is what is left."""
         (indices,), (source,), (tokens,) = kept.indices, kept.source, kept.tokens
         self.source = torch.where(self.source < 0, -1, source[self.source.clamp(min=0)])
         self.own = torch.cat([self.own[indices], indices.new_full((tokens - len(indices),), -1)])
-        self.visual = torch.arange(start, start + tokens, device=indices.device)
+        self.visual = visual
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +109,24 @@ def after(
         add(slice(end, first))
         start, end = length, behind
         if drop is None:
-            add(image.visual)
+            add(slice(first, behind))
             image.visual = image.visual - first + start
             continue
         (indices,), (source,) = drop.indices, drop.source
         sizes = None if drop.sizes is None else drop.sizes[0].to(row["size"])
-        add(image.visual[indices], **({} if sizes is None else {"size": sizes[: len(indices)]}))
+        stays = torch.ones(behind - first, dtype=torch.bool, device=indices.device)
+        stays[image.visual - first] = False  # text that stands between, such as the ends of lines, is left
+        stays[image.visual[indices] - first] = True
+        still = stays.cumsum(0)[image.visual[indices] - first] - 1 + start
+        left = first + stays.nonzero()[:, 0]
+        add(
+            left,
+            **(
+                {} if sizes is None else {"size": row["size"][left].index_copy(0, still - start, sizes[: len(indices)])}
+            ),
+        )
         if drop.hidden is not None:
-            changed.append((torch.arange(start, length, device=indices.device), drop.hidden[0]))
+            changed.append((still, drop.hidden[0]))
         if drop.merged is not None and len(drop.merged[0]):
             count, kept = len(drop.merged[0]), length
             places = range(len(indices), len(indices) + count)
@@ -129,7 +139,7 @@ def after(
                 size=row["size"].new_ones(count) if sizes is None else sizes[len(indices) :],
             )
             changed.append((torch.arange(kept, length, device=indices.device), drop.merged[0]))
-        image.advance(drop, start)
+        image.advance(drop, torch.cat([still, torch.arange(start + len(left), length, device=still.device)]))
     add(slice(end, None))
     return {name: torch.cat([piece[name] for piece in pieces]) for name in row}, changed
 

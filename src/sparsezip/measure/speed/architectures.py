@@ -12,15 +12,28 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2VLImageProcessorPil,
+)
 
+from ...models.load import adapter_for
 from ...registry import unknown
 
 SHARED = 4  # layers that share their weights
 TEXT = (35, 40)  # tokens in front of the image and behind it: LLaVA-1.5's prompt with a short question
 
 
-def _llava(width: int, inner: int, layers: int, heads: int) -> LlavaConfig:
+def _llava(width: int, inner: int, layers: int, heads: int, kind: Any = LlavaConfig) -> PreTrainedConfig:
     tower = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -38,18 +51,60 @@ def _llava(width: int, inner: int, layers: int, heads: int) -> LlavaConfig:
         vocab_size=32064,
         max_position_embeddings=4096,
     )
-    return LlavaConfig(vision_config=tower, text_config=text, image_token_index=32000)
+    made: PreTrainedConfig = kind(vision_config=tower, text_config=text, image_token_index=32000)
+    return made
 
 
-ARCHITECTURES: dict[str, Callable[[], LlavaConfig]] = {
+def _qwen2_5_vl() -> PreTrainedConfig:
+    text = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    }
+    tower = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }
+    return Qwen2_5_VLConfig(text_config=text, vision_config=tower)
+
+
+ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llava-1.5-7b": lambda: _llava(4096, 11008, 32, 32),
     "llava-1.5-13b": lambda: _llava(5120, 13824, 40, 40),
+    "llava-next-7b": lambda: _llava(4096, 11008, 32, 32, LlavaNextConfig),
+    "qwen2.5-vl-7b": _qwen2_5_vl,
 }
+
+
+def image_processor(config: PreTrainedConfig) -> Any:
+    """What makes a photograph into the arguments of such a model."""
+    if isinstance(config, Qwen2_5_VLConfig):
+        return Qwen2VLImageProcessorPil()
+    side = config.vision_config.image_size
+    settings: dict[str, Any] = {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "do_convert_rgb": True,
+    }
+    if isinstance(config, LlavaNextConfig):
+        settings["image_grid_pinpoints"] = config.image_grid_pinpoints
+        return LlavaNextImageProcessorPil(**settings)
+    return CLIPImageProcessorPil(**settings)
 
 
 def build(
     name: str, *, dtype: torch.dtype, device: str = "cpu", share_layers: bool = False, seed: int = 0
-) -> LlavaForConditionalGeneration:
+) -> PreTrainedModel:
     """A model of that shape, ready to generate; it never ends an answer by itself.
 
     Raises UnknownNameError for a shape that is not there.
@@ -60,13 +115,13 @@ def build(
 
 
 def of_config(
-    config: LlavaConfig, *, dtype: torch.dtype, device: str = "cpu", share_layers: bool = False, seed: int = 0
-) -> LlavaForConditionalGeneration:
+    config: PreTrainedConfig, *, dtype: torch.dtype, device: str = "cpu", share_layers: bool = False, seed: int = 0
+) -> PreTrainedModel:
     """The same of a config."""
     with torch.device("meta"):
-        kind: Any = LlavaForConditionalGeneration
-        model = kind._from_config(config, dtype=dtype)
-    layers = model.model.language_model.layers
+        kind: Any = AutoModelForImageTextToText
+        model = kind.from_config(config, dtype=dtype)
+    layers = adapter_for(model).decoder.layers
     if share_layers:
         distinct = -(-len(layers) // SHARED)
         for number in range(distinct, len(layers)):
@@ -76,7 +131,7 @@ def of_config(
         torch.manual_seed(seed)
         model.init_weights()
     model.generation_config.eos_token_id = None
-    made: LlavaForConditionalGeneration = model.eval()
+    made: PreTrainedModel = model.eval()
     return made
 
 

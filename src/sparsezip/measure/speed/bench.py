@@ -5,6 +5,7 @@ the unmodified `generate` on the shorter prompt. On a CPU the CPU time of this p
 while another process has the core; on a GPU the wall time, once the GPU has caught up.
 """
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, StoppingCriteria
+from transformers import StoppingCriteria
 
 from ...methods.base import Method, Questions
 from ...models.load import adapter_for
@@ -24,7 +25,7 @@ from ...pipeline import Splice
 from ...plumbing.generate import Call
 from ...tensors import Captures, Compressed
 from ...trace import Trace, now
-from .architectures import TEXT
+from .architectures import TEXT, image_processor
 
 STAGES = ("prepare", "tower", "question", "compress", "project", "splice", "prefill", "drop", "decode")
 Times = dict[str, float]  # ms by stage
@@ -82,27 +83,29 @@ class Bench:
         self.model, self.batch, self.answer_tokens = model, batch, answer_tokens
         self.adapter, self.cuda = adapter_for(model), model.device.type == "cuda"
         draw = torch.Generator().manual_seed(seed)
-        side = model.config.vision_config.image_size
-        self.pixels = torch.randn(batch, 3, side, side, generator=draw).to(model.device, model.dtype)
-        self.grid = self.adapter.seen({"pixel_values": self.pixels})[0].grid
-        self.patches = self.grid[0] * self.grid[1]
+        self.photo = Image.fromarray(torch.randint(256, (480, 640, 3), generator=draw).to(torch.uint8).numpy())
+        self.processor = image_processor(model.config)
+        self.images = self._images()
+        self.seen = self.adapter.seen(self.images)[0]
+        self.patches = len(self.seen.patch)  # and the ends of lines, where there are any
         vocabulary = model.config.get_text_config().vocab_size
         words = torch.randint(vocabulary - 1, (batch, sum(TEXT)), generator=draw)
         words += words >= self.adapter.placeholder
         places = torch.full((batch, self.patches), self.adapter.placeholder)
         ids = torch.cat([words[:, : TEXT[0]], places, words[:, TEXT[0] :]], 1).to(model.device)
         self.prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        self.photo = Image.fromarray(torch.randint(256, (480, 640, 3), generator=draw).to(torch.uint8).numpy())
-        self.processor = CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_convert_rgb=True
-        )
+        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+            self.prompt["mm_token_type_ids"] = ids.eq(self.adapter.placeholder).long()
+
+    def _images(self) -> Call:
+        made = self.processor([self.photo] * self.batch, return_tensors="pt").to(self.model.device, self.model.dtype)
+        return {**made}
 
     def prepare(self) -> Times:
         """Photographs to pixels, on the model's device."""
         trace = Timed(cuda=self.cuda)
         with trace.timed("prepare"):
-            pixels = self.processor([self.photo] * self.batch, return_tensors="pt")["pixel_values"]
-            pixels.to(self.model.device, self.model.dtype)
+            self._images()
         return trace.stages
 
     def splice(self, method: Method) -> tuple[Splice, Call, Times]:
@@ -112,7 +115,7 @@ class Bench:
         start = trace.moment()
         try:
             with torch.inference_mode():
-                call = splice({**self.prompt, "pixel_values": self.pixels})
+                call = splice({**self.prompt, **self.images})
         except BaseException:
             splice.restore()
             raise

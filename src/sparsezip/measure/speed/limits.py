@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from ...methods.base import Method
+from ...models.pointwise import Pointwise
 from .architectures import TEXT
 from .bench import Bench, Timed, Times
 
@@ -60,15 +61,15 @@ def eager(part: Any) -> Iterator[None]:
         part.set_attn_implementation(usual)
 
 
-def eager_tower(bench: Bench) -> Callable[[], Times]:
+def eager_tower(bench: Bench, adapter: Pointwise) -> Callable[[], Times]:
     """VisionZip's official code: the whole tower on eager attention that it returns; choosing is left out."""
-    tower: Any = bench.adapter.tower
+    tower, pixels = adapter.tower, adapter.pixels(bench.images)
 
     @torch.inference_mode()
     def run() -> Times:
         trace = Timed(cuda=bench.cuda)
         with eager(tower), trace.timed("tower"):
-            tower(bench.pixels, output_attentions=True, output_hidden_states=True)
+            tower(pixels, output_attentions=True, output_hidden_states=True)
         return trace.stages
 
     return run
@@ -91,7 +92,7 @@ def greedy_loop(bench: Bench, tokens: int) -> Callable[[], Times]:
 
     @torch.inference_mode()
     def run() -> Times:
-        features = bench.pixels.new_empty(bench.batch, bench.patches, tower.config.hidden_size).normal_()
+        features = torch.randn(bench.batch, bench.patches, tower.config.hidden_size).to(tower.device, tower.dtype)
         trace = Timed(cuda=bench.cuda)
         with trace.timed("project"):
             projected = bench.adapter.project(features)

@@ -12,15 +12,16 @@ slows down slows all.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
 import torch
 
 from ... import methods as method_registry
-from ...errors import BudgetError
+from ...errors import BudgetError, UnsupportedModelError
 from ...methods.base import Method
+from ...models.pointwise import Pointwise
 from ...vlm import cost
 from ..clock import spread
 from ..latency import DTYPES, own_flops, processor
@@ -76,6 +77,7 @@ def measure(asked: Asked, methods: Mapping[str, Method], model: Any = None) -> d
             comparison = _Comparison(Bench(model, batch, asked.answer_tokens), methods, asked)
             rows += comparison.rows()
             left_out |= comparison.left_out
+            methods = {**methods, **comparison.methods}
     finally:
         torch.set_num_threads(before)
     cuda = asked.device.startswith("cuda")
@@ -90,13 +92,18 @@ class _Comparison:
 
     def __init__(self, bench: Bench, methods: Mapping[str, Method], asked: Asked) -> None:
         self.bench, self.asked = bench, asked
+        adapter = bench.adapter
+        self.rivals = adapter if asked.rivals and isinstance(adapter, Pointwise) else None  # their code is for LLaVA
         self.entering, self.left_out = dict[str, list[int]](), dict[str, str]()
+        self.methods = dict[str, Method]()
         for label, method in methods.items():
+            if method.needs & adapter.received - adapter.offers:  # there is no CLS
+                method = replace(method, saliency="received")
             try:
                 self.entering[label] = bench.entering(method)
-            except BudgetError as error:
+                self.methods[label] = method
+            except (BudgetError, UnsupportedModelError) as error:
                 self.left_out[label] = str(error)
-        self.methods = {label: methods[label] for label in self.entering}
         inside = {label for label, method in self.methods.items() if method.parts[1] is not None}
         self.inside = [label for label in self.methods if label in inside]
         self.outside = [label for label in self.methods if label not in inside]
@@ -115,9 +122,9 @@ class _Comparison:
         lanes |= {f"llm {count}": bench.answered(count) for count in self.counts}
         lanes |= {label: bench.sent(self.methods[label]) for label in self.outside}
         lanes |= {label: bench.dropped(self.methods[label]) for label in self.inside}
-        if self.asked.rivals:
+        if self.rivals:
             lanes |= {f"loop {count}": limits.greedy_loop(bench, count) for count in fewer}
-            lanes |= {"eager tower": limits.eager_tower(bench)}
+            lanes |= {"eager tower": limits.eager_tower(bench, self.rivals)}
             mine = next((label for label in self.inside if self.methods[label].name == "sparsevlm"), None)
             if mine:  # at one budget: each takes a whole prefill
                 lanes[f"eager {mine}"] = limits.eager_decoder(bench, self.methods[mine])
@@ -133,7 +140,7 @@ class _Comparison:
             for label in self.outside:
                 if self.entering[label][0] == count:
                     rows.append(self._row(label, self.entering[label], self._whole(label, count)))
-            if self.asked.rivals and not first:
+            if self.rivals and not first:
                 for lane, name, model_of in (
                     ("eager tower", "visionzip", limits.eager_tower.__doc__),
                     (f"loop {count}", "divprune", limits.greedy_loop.__doc__),
@@ -165,7 +172,7 @@ class _Comparison:
         full = self._whole(f"{IDEAL} {bench.patches}", bench.patches)
         ideal = self._whole(f"{IDEAL} {uniform}", uniform) if uniform else None
         ends, all_, best = ([self._end_to_end(times) for times in each] for each in (mine, full, ideal or []))
-        method = self.methods.get(label, Ideal())
+        method, mine_is = self.methods.get(label, Ideal()), label in self.methods and not model_of
         prefill_flops, kv_bytes = cost(bench.adapter, method, entering, sum(TEXT))
         row: dict[str, Any] = {
             "method": label,
@@ -180,7 +187,7 @@ class _Comparison:
             "floor": spread(times["prefill"] for times in self.taken[f"floor {uniform}"]) if uniform else None,
             "gains_below": None,
             "prefill_flops": prefill_flops,
-            "own_flops": None if model_of or label not in self.methods else own_flops(method, bench.model.config),
+            "own_flops": own_flops(method, bench.model.config) if mine_is and bench.adapter.name == "llava" else None,
             "kv_bytes": kv_bytes,
             "peak_bytes": max((times.get("peak_bytes", 0.0) for times in mine), default=0.0) / bench.batch or None,
             "model_of": model_of and model_of.rstrip("."),
@@ -189,7 +196,8 @@ class _Comparison:
             row["of_schedule"] = row["stages"]["prefill"]["median"] / fmean(map(self._prefill, entering))
         elif uniform < bench.patches:
             # The tower is left out where it is the same: its noise is larger than what most methods take.
-            other_tower = model_of or method.resized(bench.grid) != bench.grid
+            grid = bench.seen.grid
+            other_tower = model_of or method.resized(grid) != grid
             own = {"question", "compress", "project", "splice"} | ({"tower"} if other_tower else set())
             extra = [
                 sum(times.get(stage, 0.0) - best_times.get(stage, 0.0) for stage in own)

@@ -111,6 +111,8 @@ def remarks(measured: Mapping[str, Any]) -> Iterator[str]:
     models = dict.fromkeys(row["model_of"] for row in measured["rows"] if row["model_of"])
     if models:
         yield f"* Models of what official implementations pay at the same shapes, not their code. {'. '.join(models)}."
+    if any(its.get("saliency") == "received" for its in record["methods"].values()):
+        yield "The tower has no CLS token: methods that read it go by what patches receive (saliency=received)."
     for label, why in measured["left_out"].items():
         yield f"{label} is left out. {why}"
 
