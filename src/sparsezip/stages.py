@@ -115,7 +115,7 @@ def reduce(
                 f"for 1 to {one.patches} in the prompt. Choose settings that stay within that."
             )
     images = [
-        ImageTrace.of(one.grid, one.grid if grid is None else grid, tokens, *held)
+        ImageTrace.of(one.grid, one.grid if grid is None else grid, len(one.views), tokens, *held)
         for one, tokens, held in zip(seen, reduced.tokens, reduced.held, strict=True)
     ]
     trace.images = [images[image] for image in shown]

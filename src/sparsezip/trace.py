@@ -22,17 +22,24 @@ class ImageTrace:
     tokens: int  # visual tokens that reach the LLM's first layer
     source: Tensor  # [patch] token that holds the patch, counted over those that are left, -1: dropped
     patches: int
-    grid: tuple[int, int]  # (rows, cols)
+    grid: tuple[int, int]  # (rows, cols); of an image that is seen as several views a line of all their patches
+    views: int = 1  # as an image and its tiles, or the frames of a video
     tokens_per_layer: list[int] = field(default_factory=list)  # that entered each LLM layer
 
     @classmethod
     def of(
-        cls, own: tuple[int, int], grid: tuple[int, int], tokens: int, kept: Int[Tensor, "_"], source: Int[Tensor, "_"]
+        cls,
+        own: tuple[int, int],
+        grid: tuple[int, int],
+        views: int,
+        tokens: int,
+        kept: Int[Tensor, "_"],
+        source: Int[Tensor, "_"],
     ) -> "ImageTrace":
         """What a method made of an image whose own grid is `own`, seen by the tower in `grid`."""
         if grid != own:
             kept, source = kept[:0], source[covered_by(own, grid).to(source.device)]
-        return cls(kept=kept, tokens=tokens, source=source, patches=own[0] * own[1], grid=own)
+        return cls(kept=kept, tokens=tokens, source=source, patches=own[0] * own[1], grid=own, views=views)
 
     def inside(self, source: Int[Tensor, "token"], own: Int[Tensor, "_"], entering: list[int]) -> "ImageTrace":
         """The same image behind the LLM's drops.

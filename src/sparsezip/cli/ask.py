@@ -115,6 +115,11 @@ def _draw(map_: Path | None, image: Any, trace: Any) -> None:
     from ..measure.report import token_map
 
     if map_ is not None:
+        if trace.views > 1:
+            raise SettingError(
+                f"--map {map_}: this model sees the image as {trace.views} views (itself and its tiles), which make no "
+                "one picture. Leave --map out."
+            )
         token_map.draw(image, trace.kept, trace.source, trace.grid).save(map_)
         typer.echo(f"The picture is {map_}.")
 

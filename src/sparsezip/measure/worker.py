@@ -205,7 +205,7 @@ def _measured(answer: Any, sample: Sample) -> dict[str, Any]:
         "kv_bytes": getattr(answer, "kv_bytes", None),
         "map": _map(image),
         "answer_patch_recall": bearing.recall(image.kept.tolist(), image.grid)
-        if bearing and image is not None
+        if bearing and image is not None and getattr(image, "views", 1) == 1
         else None,
         "timing_ms": dict(answer.timing),
     }
@@ -213,7 +213,7 @@ def _measured(answer: Any, sample: Sample) -> dict[str, Any]:
 
 def _map(image: Any) -> str | None:
     """Where the patches of an image went; None where each has a token of its own, or nobody knows."""
-    if image is None:
+    if image is None or getattr(image, "views", 1) > 1:  # which no picture can be drawn of
         return None
     source = image.source.tolist()
     if -1 not in source and len(set(source)) == len(source):

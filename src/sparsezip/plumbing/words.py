@@ -22,7 +22,8 @@ class Template:
     def of(cls, processor: Any, default: str) -> "Template":
         """The processor's chat template, or `default` (with "<image>" and "{question}" in it) where it has none."""
         if getattr(processor, "chat_template", None) is None:
-            before, after = default.replace("<image>", "").split("{question}")
+            mark = getattr(processor, "image_token", "<image>")
+            before, after = default.replace(mark, "").split("{question}")
             return cls(before.strip(), after.strip())
         user, assistant = (
             {"role": role, "content": [{"type": "text", "text": _MARK}]} for role in ("user", "assistant")
