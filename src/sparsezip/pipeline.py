@@ -212,19 +212,22 @@ class Splice:
         ends = [*accumulate(per_row, initial=0)]
         rows = [torch.cat(tokens[first:last]) for first, last in pairwise(ends) if first < last]
         call["mm_encoder_outputs"] = {adapter.modality: adapter.outputs(encoded, rows, held)}
-        shorter = shortening(ids, mask, adapter.placeholder, lengths, counts)
+        places = None
+        if positions is not None or adapter.interrupts:
+            places = [
+                torch.arange(count) if its is None else reduced.seen[entry].places(count, *its)
+                for entry, count, its in zip(entries, counts, held, strict=True)
+            ]
+        shorter = shortening(ids, mask, adapter.placeholder, lengths, counts, places if adapter.interrupts else None)
         if shorter is not None:
             call |= {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
             call["input_ids"] = shorter(ids, self._padding())
             if mask is not None or positions is not None or not shorter.placed.all():
                 call["attention_mask"] = shorter(torch.ones_like(ids) if mask is None else mask, 0)
-        if shorter is not None and positions is not None:
-            places = [
-                torch.arange(count) if its is None else reduced.seen[entry].places(count, *its)
-                for entry, count, its in zip(entries, counts, held, strict=True)
-            ]
-            origin = shorter(origins(ids, adapter.placeholder, lengths, places), 0)
-            call["position_ids"] = adapter.placed(positions, origin, call["attention_mask"])
+            if positions is not None and places is not None:
+                own = None if adapter.interrupts else places  # else every placeholder that stays is its token's own
+                origin = shorter(origins(ids, adapter.placeholder, lengths, own), 0)
+                call["position_ids"] = adapter.placed(positions, origin, call["attention_mask"])
         visual = call["input_ids"].eq(adapter.placeholder)
         if self.drop:
             each = iter(counts)

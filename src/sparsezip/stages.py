@@ -107,7 +107,7 @@ def reduce(
                 encoded, mine = encoded.of(shown), dict(enumerate(each))
                 seen, whole = [seen[image] for image in shown], [whole[image] for image in shown]
                 shown = range(len(shown))
-            reduced = _reduced(encoded, seen, mine, questions, whole, adapter.modality == "video")
+            reduced = _reduced(adapter, encoded, seen, mine, questions, whole)
     for number, (one, tokens) in enumerate(zip(seen, reduced.tokens, strict=True)):
         if not 1 <= tokens <= max(one.patches, len(one.patch)):
             raise UnsupportedCallError(
@@ -158,12 +158,12 @@ def per_view(method: Method, seen: Sequence[Seen], per_row: Sequence[int] | None
 
 
 def _reduced(
+    adapter: Adapter,
     encoded: Encoded,
     seen: list[Seen],
     methods: dict[int, list[Method]],
     questions: list[Question | None] | None,
     whole: list[bool],
-    videos: bool,
 ) -> Reduced:
     """Every view compressed with others of its grid and method, and the views of an image side by side."""
     parts = dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]]()
@@ -171,7 +171,7 @@ def _reduced(
         todo = [(methods[image][view], row) for row, (image, view) in enumerate(batch.views)]
         while todo:
             method, video = todo[0][0], batch.views[todo[0][1]][0]
-            apart = videos and "frames" in method.uses  # it sees all frames of one video at a time
+            apart = adapter.modality == "video" and "frames" in method.uses  # it sees all frames of one video at a time
             rows = [row for its, row in todo if its == method and (not apart or batch.views[row][0] == video)]
             todo = [(its, row) for its, row in todo if row not in rows]
             captures = batch.captures if len(rows) == len(batch.views) else batch.captures.of(rows)
@@ -189,7 +189,7 @@ def _reduced(
             held.append((torch.arange(one.patches, device=device), one.place.to(device)))
             continue
         its = [parts[image, view] for view in range(len(one.views))]
-        if len(its) == 1:
+        if len(its) == 1 and not adapter.interrupts:
             features.append(its[0][0])
             held.append((its[0][1], its[0][2]))
             continue
@@ -199,8 +199,11 @@ def _reduced(
             source.append(torch.where(holds < 0, holds, holds + tokens))
             patches, tokens = patches + len(holds), tokens + len(sent)
         sent, own, holds = torch.cat([sent for sent, _, _ in its]), torch.cat(kept), torch.cat(source)
-        if one.tiling is not None:
-            order = _stitched(one, [len(part[0]) for part in its], own, holds)
+        if one.tiling is not None or adapter.interrupts:
+            if adapter.interrupts:
+                order = one.places(len(sent), own, holds).argsort(stable=True)
+            else:
+                order = _stitched(one, [len(part[0]) for part in its], own, holds)
             sent, holds = sent[order], torch.where(holds < 0, holds, order.argsort()[holds.clamp(min=0)])
         features.append(sent)
         held.append((own, holds))

@@ -170,6 +170,8 @@ class Adapter(ABC):
     image_arguments: ClassVar[frozenset[str]] = frozenset({"pixel_values"})  # of a call
     video_arguments: ClassVar[frozenset[str]] = frozenset()  # where videos are served
     refuses_inside: ClassVar[str | None] = None  # why tokens cannot be dropped inside the LLM
+    # Whether a prompt has text between the placeholders of an image: its tokens then keep the places of their patches.
+    interrupts: bool = False
     deepstack: int = 0  # layers of the LLM that visual features are added behind
     shares: ClassVar[bool] = False  # whether a call may say with `shown` which image stands where
     clip: ClipText | None = None  # the user's own, see `lend`

@@ -16,6 +16,11 @@ class Qwen3VL(Qwen):
     architectures: ClassVar[frozenset[str]] = frozenset({"Qwen3VLForConditionalGeneration"})
 
     @property
+    def interrupts(self) -> bool:  # type: ignore[override]  # a constant in other families
+        """Frames of a video stand behind their times."""
+        return self.modality == "video"
+
+    @property
     def deepstack(self) -> int:  # type: ignore[override]  # a number in families that have none
         """As many as the tower's layers whose features are added."""
         return len(self.tower.deepstack_visual_indexes)

@@ -20,6 +20,7 @@ class Pixtral(Adapter):
     question_weights: ClassVar[tuple[str, ...]] = ("embed_tokens.",)
     prompt: ClassVar[str] = "[INST][IMG]{question}[/INST]"
     image_arguments: ClassVar[frozenset[str]] = frozenset({"pixel_values", "image_sizes"})
+    interrupts = True
 
     def seen(self, call: dict[str, Any], *, tiled: bool = False) -> list[Seen]:
         """`image_sizes` [image, 2]: height and width in pixels."""
@@ -94,6 +95,8 @@ _ROPE = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")  # what posit
 
 class Tiled(Adapter):
     """Images cut into tiles of the tower's size, of which only the prompt tells which belong together."""
+
+    interrupts = True
 
     tower_weights: ClassVar[tuple[str, ...]] = ("vision_tower.", "multi_modal_projector.")
     question_weights: ClassVar[tuple[str, ...]] = ("embed_tokens.",)

@@ -58,17 +58,25 @@ def shortening(
     placeholder: int,
     lengths: list[int],
     tokens: list[int],
+    places: list[Int[Tensor, "_"]] | None = None,
 ) -> Shortening | None:
     """How to cut the `lengths[image]` placeholders of each image to `tokens[image]`; None with nothing to cut.
+
+    The first ones stay or, where `places[image]` says, those.
 
     Padding is cut as well and made anew, on the right if the caller padded there, else on the left.
     """
     if tokens == lengths:
         return None
     is_image = input_ids.eq(placeholder)
-    rank = torch.cat([torch.arange(length) < sent for length, sent in zip(lengths, tokens, strict=True)])
     kept = torch.ones_like(is_image) if attention_mask is None else is_image | attention_mask.bool()
-    kept[is_image] = rank.to(kept.device)
+    if places is None:
+        stays = torch.cat([torch.arange(length) < sent for length, sent in zip(lengths, tokens, strict=True)])
+    else:
+        shifts = accumulate(lengths[:-1], initial=0)
+        stays = torch.zeros(sum(lengths), dtype=torch.bool)
+        stays[torch.cat([place.cpu() + shift for place, shift in zip(places, shifts, strict=True)])] = True
+    kept[is_image] = stays.to(kept.device)
     width_of = kept.sum(1, keepdim=True)
     width = int(width_of.max())
     column = torch.arange(width, device=input_ids.device)
@@ -78,13 +86,15 @@ def shortening(
 
 
 def origins(
-    input_ids: Int[Tensor, "row token"], placeholder: int, lengths: list[int], places: list[Int[Tensor, "_"]]
+    input_ids: Int[Tensor, "row token"], placeholder: int, lengths: list[int], places: list[Int[Tensor, "_"]] | None
 ) -> Int[Tensor, "row token"]:
     """The column whose position each column is to have: its own, and an image's first ones those of its tokens.
 
-    `places[image]`: for each of its tokens one of the image's placeholders.
+    `places[image]`: for each of its tokens one of the image's placeholders; None: all have their own.
     """
     column = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape).clone()
+    if places is None:
+        return column
     is_image = input_ids.eq(placeholder)
     own = column[is_image]
     pieces = []
