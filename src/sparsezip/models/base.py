@@ -131,10 +131,10 @@ class Ragged(list[Tensor]):
     """Tokens of any number, where a family expects one tensor of all images."""
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """[1, token, width]; as many tensors as before where accelerate's hooks move what a module is given."""
+        """[token, 1, width]; as many tensors as before where accelerate's hooks move what a module is given."""
         if "non_blocking" in kwargs:
             return Ragged(its.to(*args, **kwargs) for its in self)
-        return torch.cat(self)[None].to(*args, **kwargs)
+        return torch.cat(self)[:, None].to(*args, **kwargs)
 
 
 class Sent(BaseModelOutputWithPooling):
