@@ -144,7 +144,8 @@ def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> No
     if inner is not None and min(inner.after(adapter.llm_layers)) < adapter.deepstack:
         raise UnsupportedModelError(
             f"{method.name} drops tokens behind layer {min(inner.after(adapter.llm_layers))} of the LLM, but "
-            f"{adapter.name} models add visual features behind the first {adapter.deepstack} layers. Drop later."
+            f"{adapter.name} models add visual features behind the first {adapter.deepstack} layers. "
+            "Name later layers in its settings."
         )
 
 

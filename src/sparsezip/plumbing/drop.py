@@ -359,7 +359,7 @@ class Drop:
     def _prefilling(self, prompt: _Prompt, layout: Layout, call: dict[str, Any]) -> dict[str, Any]:
         layout, hidden, mask = layout.repeated(prompt.repeat), call["hidden_states"], call["attention_mask"]
         if self.method.compact:
-            tables = self.llm.rotary_emb(hidden, position_ids=layout.count)
+            tables = self._tables(hidden, layout.count)
         else:
             tables = tuple(gathered(table, layout.place) for table in call["position_embeddings"])
         width = layout.real.shape[1]
@@ -375,12 +375,19 @@ class Drop:
         # Where tokens are is in the tables. Gaps in position_ids would tell FlashAttention of several packed sequences.
         return {"attention_mask": mask, "position_ids": layout.count, "position_embeddings": tables}
 
+    def _tables(self, hidden: Tensor, positions: Int[Tensor, "row token"]) -> Any:
+        """The rotary table of tokens that are counted anew, as text is where positions have several axes."""
+        rope = getattr(self.llm.config, "rope_parameters", None) or {}
+        if "mrope_section" in rope:
+            positions = positions.expand(3, *positions.shape)
+        return self.llm.rotary_emb(hidden, position_ids=positions)
+
     def _decoding(self, left: _Decoding, call: dict[str, Any], index: int) -> dict[str, Any]:
         hidden, mask = call["hidden_states"], call["attention_mask"]
         given: dict[str, Any] = {}
         if self.method.compact:
             given["position_ids"] = call["position_ids"] - left.gone[:, None]
-            given["position_embeddings"] = self.llm.rotary_emb(hidden, position_ids=given["position_ids"])
+            given["position_embeddings"] = self._tables(hidden, given["position_ids"])
         if mask is None and left.plain:
             return given
         layout, queries = left.layout, hidden.shape[1]
