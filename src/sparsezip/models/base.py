@@ -136,6 +136,10 @@ class Ragged(list[Tensor]):
             return Ragged(its.to(*args, **kwargs) for its in self)
         return torch.cat(self)[:, None].to(*args, **kwargs)
 
+    def flatten(self, first: int, last: int) -> Tensor:
+        """[token, width]"""
+        return torch.cat(self)
+
 
 class Sent(BaseModelOutputWithPooling):
     """What takes the place of get_image_features' output: one tensor per prompt that has images.
