@@ -1,20 +1,23 @@
-"""Write docs/methods.md and docs/performance.md, with their pictures: `python docs/generate.py`.
+"""Write docs/methods.md, docs/models.md and docs/performance.md, with their pictures: `python docs/generate.py`.
 
 methods.md is made of the headers of the method files and of methods_results.json, which is what
-`sparsezip report RUN --out docs/methods_results.json` picks from a run; performance.md of performance_results.json,
-what `sparsezip time --json docs/performance_results.json` measured. surprises.md and limits.md are written by hand,
-about these results.
+`sparsezip report RUN --out docs/methods_results.json` picks from a run; models.md of the headers of the family files
+and of models_results.json, what `python tests/test_families.py --write` finds; performance.md of
+performance_results.json, what `sparsezip time --json docs/performance_results.json` measured. surprises.md and
+limits.md are written by hand, about these results.
 """
 
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from sparsezip.measure.report import chart, table
 from sparsezip.measure.speed import table as speed
 from sparsezip.methods import registry
+from sparsezip.models import registry as families
 
 DOCS = Path(__file__).parent
 PAGE, PICTURE, RESULTS, SURPRISES = (
@@ -23,6 +26,8 @@ PAGE, PICTURE, RESULTS, SURPRISES = (
 TIMED, BARS, SPEED, LIMITS = (
     DOCS / name for name in ("performance.md", "performance.svg", "performance_results.json", "limits.md")
 )
+SERVES = {"ok": "yes", "received": "received"}
+MODELS, FOUND = DOCS / "models.md", DOCS / "models_results.json"
 COMMON = ("budget", "keep_ratio", "match", "budget_scope", "saliency", "positions", "paper")  # of every method
 FIELDS = ("Paper", "Code", "Parity", "Differs")
 INTRO = """\
@@ -42,15 +47,34 @@ front of the LLM, then one inside it.
 PERFORMANCE = """\
 # Speed
 
-Written by `docs/generate.py` from what one command measured on a machine with two shared cores and no GPU, without a
-download:
+Written by `docs/generate.py` from what one command measured in under eight minutes on a machine with two shared cores
+and no GPU, without a download:
 
 ```bash
-sparsezip time --arch llava-1.5-7b --share-layers --method sparsezip,visionzip,divprune,fastv,sparsevlm \
-    --json docs/performance_results.json
+sparsezip time --arch llava-1.5-7b --share-layers --json docs/performance_results.json
 ```
 
 ![Where the time goes](performance.svg)"""
+SERVED = """\
+# Models
+
+Written by `docs/generate.py` from the headers of the files in `src/sparsezip/models` and from what the tests find:
+`python tests/test_families.py --write` tries every method on a tiny random model of every family, under the
+transformers that is installed."""
+MARKS = """\
+*yes*: as it comes. *received*: with `saliency="received"`, as the tower has no CLS token. *no*: refused. *clip*:
+methods that compare in CLIP's space can be lent the tower's CLIP with `clip=`; without it they compare in the LLM's.
+*videos*: in calls without images; each video is an image then, and its frames are the tiles."""
+REASONS = {  # why methods are refused, by what the results call it
+    "one size": "They run the tower on images scaled down, which those of other families do not take.",
+    "deepstack": "Early layers of the LLM are given visual features, and nothing can be dropped in front of the last "
+    "of them. Methods whose settings name layers can be given later ones.",
+}
+LEFT_OUT = """\
+Not covered: Mllama, whose LLM reads images by cross-attention, so that no visual tokens are sent; models whose code
+does not come with transformers; videos beside images, and those of families without a *yes* in that column. An image
+that is seen as several views, itself and its tiles, needs a token for each: a smaller budget is refused.
+"""
 COMPARED = """\
 ## How they compare
 
@@ -66,6 +90,48 @@ def page() -> str:
 def picture() -> str | None:
     """The picture on it; None where nothing was measured."""
     return chart.svg(json.loads(RESULTS.read_text("utf-8"))) if RESULTS.exists() else None
+
+
+def models() -> str:
+    """The page about families: what each serves, of methods that all families treat alike."""
+    stored = json.loads(FOUND.read_text("utf-8"))
+    *others, newest = sorted(stored, key=lambda version: [int(part) for part in version.split(".")])
+    found = stored[newest]["families"]
+    alike = dict[tuple[str, ...], list[str]]()
+    for name in registry.names():
+        alike.setdefault(tuple(its["methods"].get(name, "untried") for its in found.values()), []).append(name)
+    groups = sorted(alike.items(), key=lambda group: (-sum(one in SERVES for one in group[0]), group[1]))
+    letters = [chr(ord("A") + number) for number in range(len(groups))]
+    lines = ["| family | tower | CLS | clip | videos | " + " | ".join(letters) + " |", "|---" * (5 + len(groups)) + "|"]
+    for number, (family, its) in enumerate(found.items()):
+        cells = [family, its["tower"], *("yes" if its[name] else "" for name in ("cls", "clip", "videos"))]
+        cells += [SERVES.get(outcomes[number], "no") for outcomes, _ in groups]
+        lines.append(f"| {' | '.join(cells)} |")
+    legend = [f"- **{letter}**: {', '.join(names)}" for letter, (_, names) in zip(letters, groups, strict=True)]
+    legend += [f"  {REASONS['one size']}"] if "one size" in groups[-1][0] else []
+    rows = [_family(family, its) for family, its in found.items()]
+    paragraphs = [SERVED, "\n".join(lines), "\n".join(legend), MARKS, _tried(stored, newest, others), "\n".join(rows)]
+    return "\n\n".join([*paragraphs, LEFT_OUT])
+
+
+def _tried(stored: dict[str, Any], newest: str, others: list[str]) -> str:
+    runs = [f"{version} ({stored[version]['date']}, {stored[version]['commit']})" for version in (newest, *others)]
+    line = f"Tried with transformers {' and '.join(runs)}."
+    differ = [version for version in others if stored[version]["families"] != stored[newest]["families"]]
+    return line + (f" The table is of {newest}; of {', '.join(differ)} it would be another." if differ else "")
+
+
+def _family(family: str, found: dict[str, Any]) -> str:
+    """How it sees images, and which methods it refuses."""
+    text = " ".join(families.header(family).split())
+    reasons = {**REASONS, "inside": found["inside"]}
+    refused = dict[str, list[str]]()
+    for name, outcome in found["methods"].items():
+        if outcome not in SERVES and outcome != "one size":
+            refused.setdefault(outcome, []).append(name)
+    return " ".join(
+        [f"- {text}", *(f"No {', '.join(names)}: {reasons.get(why, why)}" for why, names in refused.items())]
+    )
 
 
 def timed() -> str:
@@ -110,6 +176,7 @@ def _flow(value: object) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    MODELS.write_text(models(), encoding="utf-8")
     TIMED.write_text(timed(), encoding="utf-8")
     BARS.write_text(bars(), encoding="utf-8")
     drawn = picture()

@@ -195,6 +195,22 @@ def test_the_methods_page_is_current(generate):
         assert generate.PICTURE.read_text(encoding="utf-8") == generate.picture(), "run `make fix`"
 
 
+def test_the_models_page_is_current(generate):
+    assert generate.MODELS.read_text(encoding="utf-8") == generate.models(), "run `make fix`"
+
+
+def test_what_transformers_changes_is_on_the_models_page(generate, tmp_path, monkeypatch):
+    stored = json.loads(generate.FOUND.read_text(encoding="utf-8"))
+    newest = max(stored)
+    family = stored[newest]["families"]["llava"]
+    monkeypatch.setattr(generate, "FOUND", tmp_path / "found.json")
+    other = {"llava": family | {"methods": family["methods"] | {"fastv": "No reason."}}}
+    generate.FOUND.write_text(json.dumps({"5.9.0": stored[newest] | {"families": other}, newest: stored[newest]}))
+    assert f"The table is of {newest}; of 5.9.0 it would be another." in generate.models()
+    generate.FOUND.write_text(json.dumps({"5.9.0": stored[newest] | {"families": other}}))
+    assert "No fastv: No reason." in generate.models()
+
+
 def test_the_page_about_speed_is_current(generate):
     assert generate.TIMED.read_text(encoding="utf-8") == generate.timed(), "run `make fix`"
     assert generate.BARS.read_text(encoding="utf-8") == generate.bars(), "run `make fix`"

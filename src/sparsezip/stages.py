@@ -109,10 +109,10 @@ def reduce(
                 shown = range(len(shown))
             reduced = _reduced(adapter, encoded, seen, mine, questions, whole)
     for number, (one, tokens) in enumerate(zip(seen, reduced.tokens, strict=True)):
-        if not 1 <= tokens <= max(one.patches, len(one.patch)):
+        if not 1 <= tokens <= len(one.patch):
             raise UnsupportedCallError(
                 f"{method.name} sends {tokens} tokens for image {number}, but its {one.patches} patches have a place "
-                f"for 1 to {one.patches} in the prompt. Choose settings that stay within that."
+                f"for 1 to {len(one.patch)} in the prompt. Choose settings that stay within that."
             )
     images = [
         ImageTrace.of(one.grid, one.grid if grid is None else grid, len(one.views), tokens, *held)

@@ -33,8 +33,8 @@ class Captures:
     keys: Float[Tensor, "image _ key"] | None = None
     projected: Float[Tensor, "image patch width"] | None = None  # the patches after the projector
     image_embeds: Float[Tensor, "image patch clip"] | None = None  # the patches in CLIP's joint space
-    last_query: Float[Tensor, "image dim"] | None = None  # CLS query of the tower's last layer
-    last_keys: Float[Tensor, "image _ dim"] | None = None  # keys of the tower's last layer, heads side by side
+    last_query: Float[Tensor, "image all_heads"] | None = None  # CLS query of the tower's last layer
+    last_keys: Float[Tensor, "image _ all_heads"] | None = None  # keys of the tower's last layer, heads side by side
     low_attention: Float[Tensor, "image low_head patch"] | None = None  # CLS row of an early layer
     valid: Bool[Tensor, "image patch"] | None = None  # False: the patch shows padding
     tiles: tuple[int, int] | None = None  # (rows, cols) of the tiling the images were cut from

@@ -397,7 +397,8 @@ class Adapter(ABC):
         head_dim = getattr(config, "head_dim", None) or width // heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
         looked = width * (heads + 2 * key_heads) * head_dim
-        weights = looked + width * (heads * head_dim + 3 * config.intermediate_size)
+        inner = getattr(config, "intermediate_size_mlp", None) or config.intermediate_size  # Llama 4: of one expert
+        weights = looked + width * (heads * head_dim + 3 * inner)
         return Decoder(
             layers=self.llm_layers,
             per_token=2 * weights,

@@ -26,13 +26,17 @@ class Image:
     began: Int[Tensor, "_"]  # where they were in the prompt
     source: Int[Tensor, "_"]  # for every token that entered the LLM the place that holds it now, -1: dropped
     own: Int[Tensor, "_"]  # for every place the token that it is, -1: one made of several
+    end: int  # where the row goes on behind it; the last of it may be text that stood between its tokens
     entering: list[int] = field(default_factory=list)  # tokens that entered each layer
 
     @classmethod
     def of(cls, row: int, visual: Int[Tensor, "_"], method: Any, llm: Decoder) -> "Image":
         """An image of which nothing is dropped yet."""
         every, plan = torch.arange(len(visual), device=visual.device), method.plan(len(visual), llm)
-        return cls(row=row, visual=visual, method=method, llm=llm, plan=plan, began=visual, source=every, own=every)
+        end = int(visual[-1]) + 1
+        return cls(
+            row=row, visual=visual, method=method, llm=llm, plan=plan, began=visual, source=every, own=every, end=end
+        )
 
     def settle(self, view: LayerView) -> None:
         """Let the first view decide how the budget is spent."""
@@ -105,12 +109,12 @@ def after(
         length += len(pieces[-1]["take"])
 
     for image, drop in images:
-        first, behind = int(image.visual[0]), int(image.visual[-1]) + 1
+        first, behind = int(image.visual[0]), image.end
         add(slice(end, first))
         start, end = length, behind
         if drop is None:
             add(slice(first, behind))
-            image.visual = image.visual - first + start
+            image.visual, image.end = image.visual - first + start, length
             continue
         (indices,), (source,) = drop.indices, drop.source
         sizes = None if drop.sizes is None else drop.sizes[0].to(row["size"])
@@ -140,6 +144,7 @@ def after(
             )
             changed.append((torch.arange(kept, length, device=indices.device), drop.merged[0]))
         image.advance(drop, torch.cat([still, torch.arange(start + len(left), length, device=still.device)]))
+        image.end = length
     add(slice(end, None))
     return {name: torch.cat([piece[name] for piece in pieces]) for name in row}, changed
 
@@ -195,5 +200,5 @@ def masked(
 
 def text_behind(images: list[Image], row: int, length: int) -> Int[Tensor, "_"]:
     """Where the text behind the last image of a row is."""
-    last = max((image.visual for image in images if image.row == row), key=lambda visual: int(visual[-1]))
-    return torch.arange(int(last[-1]) + 1, length, device=last.device)
+    end = max(image.end for image in images if image.row == row)
+    return torch.arange(end, length, device=images[0].visual.device)
