@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+import transformers
 from tiny_families import TINY, Tiny
 from tiny_vlm import fingerprint, make_config
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,6 +39,12 @@ def everything(model):
         name: ({key: value for key, value in own.items() if key != "rope_deltas"}, hooks)
         for name, (own, hooks) in fingerprint(model).items()
     }
+
+
+def takes_videos(name):
+    (architecture,) = models.registry.get(name).architectures
+    forward = getattr(transformers, architecture).forward
+    return "pixel_values_videos" in inspect.signature(forward).parameters
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -192,7 +199,7 @@ def test_beams_see_the_images_of_their_row(model, family, tiny, inputs):
     if family.name == "llama4":
         with pytest.raises(ValueError):  # noqa: PT011  # transformers' own, under compression as without
             generated(model, inputs, num_beams=2)
-        pytest.skip("transformers cannot do it")
+        return
     ways: list[Method | str] = [made(adapter_for(model), "random", keep_ratio=0.4), "keep_all"]
     ways += [] if family.refuses_inside else [made(adapter_for(model), "fastv", k=1)]
     for method in ways:
@@ -323,9 +330,8 @@ def test_every_method_runs_or_is_refused(model, family, inputs):
 # -- calls and models that are not served --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if takes_videos(name)], indirect=True)
 def test_videos_beside_images_are_refused(model, inputs):
-    if "pixel_values_videos" not in inspect.signature(model.forward).parameters:
-        pytest.skip("no videos")
     with sparsezip.compress(model, "random"), pytest.raises(UnsupportedCallError, match="Give the frames as images"):
         model(**inputs, pixel_values_videos=inputs["pixel_values"])
 
