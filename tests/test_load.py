@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_families import TINY
 from tiny_vlm import fingerprint, make_model, make_processor, picture
 from transformers import BitsAndBytesConfig
 
@@ -452,3 +453,30 @@ def test_what_is_quantized_is_not_quantized_again(single, tmp_path):
     folder = changed(single, tmp_path / "quantized", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(UnsupportedCallError, match=r"quantization='4bit' was asked for, but .* is quantized already"):
         sparsezip.load(folder, quantization="4bit")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", sparsezip.list_models())
+def test_the_tower_alone_makes_what_the_whole_model_makes(family, tmp_path, monkeypatch):
+    """Of every family; and of the language model nothing but the words' embeddings is read."""
+    tiny = TINY[family]
+    model = tiny.make_model()
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(opening, "_processor", lambda *args, **settings: None)  # some need torchvision
+    call, whole = dict(tiny.inputs(("What color is it?", [1]))), opening.adapter_for(model)
+    expected = whole.encode(call, whole.seen(call), frozenset({"keys"}))
+    for asked in (False, True):
+        tower = opening.load_tower(tmp_path, question=asked)
+        found = tower.adapter.encode(call, tower.adapter.seen(call), frozenset({"keys"}))
+        for mine, its in zip(found.batches, expected.batches, strict=True):
+            assert torch.equal(mine.captures.features, its.captures.features)
+            assert torch.equal(mine.captures.keys, its.captures.keys)
+        assert ("question" in tower.adapter.offers) == asked
+        assert not any(".layers." in name and "self_attn.q_proj" in name for name, _ in decoder_of(tower.model))
+    words = torch.tensor([5, 6])
+    assert torch.equal(tower.adapter.question(words).tower, whole.question(words).tower)
+
+
+def decoder_of(model):
+    """Parameters outside of the tower."""
+    return [(name, its) for name, its in model.named_parameters() if not name.split(".")[0].startswith("vis")]
