@@ -219,16 +219,7 @@ class Splice:
                 torch.arange(count) if its is None else reduced.seen[entry].places(count, *its)
                 for entry, count, its in zip(entries, counts, held, strict=True)
             ]
-        shorter = shortening(ids, mask, adapter.placeholder, lengths, counts, places if adapter.interrupts else None)
-        if shorter is not None:
-            call |= {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
-            call["input_ids"] = shorter(ids, self._padding())
-            if mask is not None or positions is not None or not shorter.placed.all():
-                call["attention_mask"] = shorter(torch.ones_like(ids) if mask is None else mask, 0)
-            if positions is not None and places is not None:
-                own = None if adapter.interrupts else places  # else every placeholder that stays is its token's own
-                origin = shorter(origins(ids, adapter.placeholder, lengths, own), 0)
-                call["position_ids"] = adapter.placed(positions, origin, call["attention_mask"])
+        call |= self._shorter(adapter, call, lengths, counts, places, positions)
         visual = call["input_ids"].eq(adapter.placeholder)
         if self.drop:
             each = iter(counts)
@@ -240,6 +231,30 @@ class Splice:
             ]
             trace.tokens_per_layer = [int(visual.sum()) / len(trace.images)] * adapter.llm_layers
         return call
+
+    def _shorter(
+        self,
+        adapter: Adapter,
+        call: Call,
+        lengths: list[int],
+        counts: list[int],
+        places: list[Tensor] | None,
+        positions: Tensor | None,
+    ) -> Call:
+        """The per-token arguments of the shorter prompt. `places`: the placeholder of each token of each image."""
+        ids, mask, placeholder = call["input_ids"], call.get("attention_mask"), adapter.placeholder
+        shorter = shortening(ids, mask, placeholder, lengths, counts, places if adapter.interrupts else None)
+        if shorter is None:
+            return {}
+        made = {name: shorter(call[name], fill) for name, fill in PER_TOKEN.items() if call.get(name) is not None}
+        made["input_ids"] = shorter(ids, self._padding())
+        if mask is not None or positions is not None or not shorter.placed.all():
+            made["attention_mask"] = shorter(torch.ones_like(ids) if mask is None else mask, 0)
+        if positions is not None:
+            own = None if adapter.interrupts else places  # else every placeholder that stays is its token's own
+            origin = shorter(origins(ids, placeholder, lengths, own), 0)
+            made["position_ids"] = adapter.placed(positions, origin, made["attention_mask"])
+        return made
 
     def _dropped(self, images: list[Dropped]) -> None:
         self.trace.images = [
@@ -254,11 +269,10 @@ class Splice:
         own = adapter.positions(call)
         if own is not None or self.method.parts[0].positions == "compact":
             return own
-        cached = call.get("use_cache") if setting is None else setting("use_cache")
-        if cached is False:
+        if setting is not None and setting("use_cache") is False:  # generate leaves a mask of ones out
             raise UnsupportedCallError(
                 'positions="original" leaves gaps between positions, which transformers takes for several prompts in '
-                'one row where there is no cache. Leave use_cache=False out, or positions="compact".'
+                'one row where there is neither cache nor mask. Leave use_cache=False out, or take positions="compact".'
             )
         ids, mask = call["input_ids"], call.get("attention_mask")
         return ((torch.ones_like(ids) if mask is None else mask).long().cumsum(1) - 1).clamp(min=0)[None]

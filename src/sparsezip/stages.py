@@ -146,8 +146,6 @@ def per_view(method: Method, seen: Sequence[Seen], per_row: Sequence[int] | None
             shares.append([method])
             continue
         granted = method.asked(sum(sizes)) or 1
-        if method.budget_scope == "prompt" and method.budget is not None:
-            granted = min(granted, sum(sizes))
         if method.uses & {"tiles", "frames"}:  # it deals out the budget itself, which is the mean of all views
             dealt = iter([max(1, granted // len(sizes))] * len(sizes))
         else:
