@@ -19,6 +19,7 @@ import pytest
 import torch
 import transformers
 from tiny_families import QWEN3, SIZES, TINY, picture, qwen_model, small_picture
+from tiny_vlm import heard
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 import sparsezip
@@ -27,7 +28,6 @@ from sparsezip.errors import BudgetError, UnsupportedCallError, UnsupportedModel
 from sparsezip.methods.base import LayerMethod
 from sparsezip.models.clip import ClipText
 from sparsezip.models.load import adapter_for
-from sparsezip.stages import capture
 from sparsezip.tensors import Kept
 from sparsezip.vlm import VLM
 
@@ -324,7 +324,7 @@ class Eager:
     """Keys [image, dim, row] and attention probabilities [image, head, query, key] of every layer of a tower."""
 
     def __init__(self, family, inputs, monkeypatch):
-        model, heard, self.orders = TINY[family].make_model(), {}, []
+        model, listened, self.orders = TINY[family].make_model(), {}, []
         model.set_attn_implementation("eager")
         tower = adapter_for(model).tower
         code = sys.modules[type(tower).__module__]
@@ -333,7 +333,7 @@ class Eager:
 
         def listening(module, query, key, *args, **kwargs):
             output, probabilities = own(module, query, key, *args, **kwargs)
-            heard.setdefault(module, []).append((key.mean(1).mT, probabilities))
+            listened.setdefault(module, []).append((key.mean(1).mT, probabilities))
             return output, probabilities
 
         monkeypatch.setattr(code, name, listening)
@@ -346,7 +346,7 @@ class Eager:
 
             tower.permute_input_for_window_attn = permuting
         image_features(model, inputs)
-        self.layers = [*heard.values()]
+        self.layers = [*listened.values()]
 
 
 @torch.no_grad()
@@ -361,7 +361,7 @@ def test_captures_are_what_the_tower_computes(family, received, monkeypatch):
     seen = adapter.seen({**inputs})
     cls = CLS.get(family)
     eager = Eager(family, inputs, monkeypatch)
-    found = capture(adapter, {**inputs}, seen, frozenset({"cls_attention", "keys"}), received=received)
+    found = heard(adapter, {**inputs}, seen, frozenset({"cls_attention", "keys"}), received=received)
 
     sides = {"llava": 1, "vipllava": 1, "paligemma": 1, "llava_pixtral": 1}
     side, views = sides.get(family, 2), []  # of every view attention [head, row] and keys [dim, row]

@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig
 import sparsezip
 from sparsezip.errors import UnknownNameError, UnsupportedCallError, UnsupportedModelError
 from sparsezip.models import load as opening
+from sparsezip.models.base import TowerPass
 
 QUESTION = "What color is the star?"
 
@@ -455,6 +456,9 @@ def test_what_is_quantized_is_not_quantized_again(single, tmp_path):
         sparsezip.load(folder, quantization="4bit")
 
 
+KEYS = TowerPass(captures=frozenset({"keys"}))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", sparsezip.list_models())
 def test_the_tower_alone_makes_what_the_whole_model_makes(family, tmp_path, monkeypatch):
@@ -464,10 +468,10 @@ def test_the_tower_alone_makes_what_the_whole_model_makes(family, tmp_path, monk
     model.save_pretrained(tmp_path)
     monkeypatch.setattr(opening, "_processor", lambda *args, **settings: None)  # some need torchvision
     call, whole = dict(tiny.inputs(("What color is it?", [1]))), opening.adapter_for(model)
-    expected = whole.encode(call, whole.seen(call), frozenset({"keys"}))
+    expected = whole.encode(call, whole.seen(call), KEYS)
     for asked in (False, True):
         tower = opening.load_tower(tmp_path, question=asked)
-        found = tower.adapter.encode(call, tower.adapter.seen(call), frozenset({"keys"}))
+        found = tower.adapter.encode(call, tower.adapter.seen(call), KEYS)
         for mine, its in zip(found.batches, expected.batches, strict=True):
             assert torch.equal(mine.captures.features, its.captures.features)
             assert torch.equal(mine.captures.keys, its.captures.keys)

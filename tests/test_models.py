@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from tiny_families import TINY, Tiny
-from tiny_vlm import fingerprint, make_config
+from tiny_vlm import fingerprint, heard, make_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
 
@@ -21,7 +21,6 @@ from sparsezip.errors import UnsupportedCallError, UnsupportedModelError
 from sparsezip.methods.base import LayerMethod, Method
 from sparsezip.models.base import Adapter
 from sparsezip.models.load import adapter_for
-from sparsezip.stages import capture
 from sparsezip.tensors import Captures
 
 FAMILIES = sparsezip.list_models()
@@ -242,7 +241,7 @@ def test_everything_offered_is_delivered(model, inputs):
     seen, wanted = adapter.seen({**inputs}), adapter.offers - {"question"}
     for received in (False, True):
         named = wanted | (adapter.received if received else frozenset())
-        batches = capture(adapter, {**inputs}, seen, named, received=received).batches
+        batches = heard(adapter, {**inputs}, seen, named, received=received).batches
         views = [view for batch in batches for view in batch.views]
         assert sorted(views) == [(image, view) for image, one in enumerate(seen) for view in range(len(one.views))]
         for batch in batches:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_families import TINY
 from tiny_videos import VIDEOS
+from tiny_vlm import heard
 
 import sparsezip
 from sparsezip import methods
@@ -12,7 +13,7 @@ from sparsezip.models.base import Seen
 from sparsezip.models.load import adapter_for
 from sparsezip.models.towers import tiles_of
 from sparsezip.ops.budget import divided
-from sparsezip.stages import capture, per_view
+from sparsezip.stages import per_view
 from sparsezip.tensors import Captures
 
 NEXT = TINY["llava_next"]
@@ -96,7 +97,7 @@ def test_the_picture_of_the_tiles_has_each_patch_where_the_tower_saw_it(model, c
     adapter = adapter_for(model)
     joint, apart = adapter.seen(call), adapter.seen(call, tiled=True)
     wanted = frozenset({"cls_attention", "keys"})
-    pictures, tiles = capture(adapter, call, joint, wanted), capture(adapter, call, apart, wanted)
+    pictures, tiles = heard(adapter, call, joint, wanted), heard(adapter, call, apart, wanted)
     found = {view: (batch.captures, row) for batch in tiles.batches for row, view in enumerate(batch.views)}
     seen = 0
     for batch in pictures.batches:

@@ -23,7 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sparsezip.models.base import TowerPass
 from sparsezip.stages import capture
+from sparsezip.trace import Trace
 
 PATCH = 14
 TEMPLATE = (
@@ -173,10 +175,15 @@ def inputs_for(*rows, side=56, padding_side="left"):
     )
 
 
+def heard(adapter, call, seen, wanted, **settings):
+    """What `capture` makes of images."""
+    return capture(adapter, call, seen, TowerPass(captures=wanted, **settings), Trace())
+
+
 def captured(adapter, pixels, wanted, **settings):
-    """What `capture` makes of images of one size."""
+    """The same of images of one size."""
     call = {"pixel_values": pixels}
-    (batch,) = capture(adapter, call, adapter.seen(call), wanted, **settings).batches
+    (batch,) = heard(adapter, call, adapter.seen(call), wanted, **settings).batches
     return batch.captures
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import UnsupportedCallError, UnsupportedModelError
 from .methods.base import Method
-from .models.base import Adapter, Encoded, Grid, Seen
+from .models.base import Adapter, Encoded, Seen, TowerPass
 from .ops.budget import divided
 from .plumbing.generate import Call
 from .tensors import Question
@@ -95,10 +95,9 @@ def reduce(
                 each = [[outer]] * len(shown)
                 mine = {image: [outer] for image in mine}
     with torch.no_grad():
-        low, received = outer.low_layer, outer.saliency == "received"
-        encoded = capture(
-            adapter, call, seen, reads, low_layer=low, received=received, whole=whole, grid=grid, trace=trace
-        )
+        received = outer.saliency == "received"
+        asked = TowerPass(captures=reads, low_layer=outer.low_layer, received=received, whole=whole, grid=grid)
+        encoded = capture(adapter, call, seen, asked, trace)
         if read is not None and "question" in reads:
             with trace.timed("question"):
                 questions = read()
@@ -236,22 +235,16 @@ def capture(
     adapter: Adapter,
     call: Call,
     seen: list[Seen],
-    reads: frozenset[str],
-    *,
-    low_layer: float = 0.0,
-    received: bool = False,
-    whole: Sequence[bool] = (),
-    grid: Grid | None = None,
-    trace: Trace | None = None,
+    asked: TowerPass,
+    trace: Trace,
 ) -> Encoded:
-    """Run the tower once, listening to what `reads` names; the settings are those of `Adapter.encode`."""
-    trace = Trace() if trace is None else trace
+    """Run the tower once, and take patches to the spaces in which they are asked for besides."""
     with trace.timed("tower"):
-        encoded = adapter.encode(call, seen, reads, low_layer=low_layer, received=received, whole=whole, grid=grid)
-    if "projected" in reads:
+        encoded = adapter.encode(call, seen, asked)
+    if "projected" in asked.captures:
         with trace.timed("project"):
             encoded = encoded.with_all(lambda its: replace(its, projected=adapter.project(its.patch_features)))
-    if "image_embeds" in reads and adapter.clip is not None:
+    if "image_embeds" in asked.captures and adapter.clip is not None:
         with trace.timed("clip"):
             patches = adapter.clip.patches
             encoded = encoded.with_all(lambda its: replace(its, image_embeds=patches(its.patch_features)))

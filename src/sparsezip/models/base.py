@@ -83,6 +83,17 @@ class Seen:
         return torch.cat([self.place, self.place[:1]]).to(source.device)[first]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TowerPass:
+    """What a tower pass is to bring."""
+
+    captures: frozenset[str] = frozenset()  # fields of Captures that are heard of the tower's attention
+    low_layer: float = 0.0  # where low_attention is from, as a share of the tower's depth
+    received: bool = False  # whether all rows speak where CLS would
+    whole: Sequence[bool] = ()  # which images are sent as they are
+    grid: Grid | None = None  # scale the images down so that this is their grid, where the adapter `resizes`
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Views of one grid, which a method sees at a time."""
@@ -281,24 +292,9 @@ class Adapter(ABC):
 
     # -- the generic route ---------------------------------------------------------------------------------------
 
-    def encode(
-        self,
-        call: dict[str, Any],
-        seen: list[Seen],
-        wanted: frozenset[str] = frozenset(),
-        *,
-        low_layer: float = 0.0,
-        received: bool = False,
-        whole: Sequence[bool] = (),
-        grid: Grid | None = None,
-    ) -> Encoded:
-        """Run the tower once, listening to what `wanted` names.
-
-        `low_layer`: where low_attention is from, as a share of the tower's depth. `received`: what would be CLS's is
-        the mean over all rows. `whole`: the images that are sent as they are. `grid`: scale the images down so that
-        this is their grid, where it `resizes`.
-        """
-        with self.tapped(seen, wanted, low_layer, received) as tap:
+    def encode(self, call: dict[str, Any], seen: list[Seen], asked: TowerPass) -> Encoded:
+        """Run the tower once, listening to what is asked."""
+        with self.tapped(seen, asked) as tap:
             output = self.run(call)
         flat = self.made(output)
         flat = flat.flatten(0, 1) if isinstance(flat, Tensor) else torch.cat([*flat])
@@ -342,14 +338,14 @@ class Adapter(ABC):
             rows = rows[..., 1:, :] if self.cls == 0 else rows[..., :-1, :]
         return change(rows)
 
-    def tapped(self, seen: list[Seen], wanted: frozenset[str], low_layer: float, received: bool) -> Tap:
+    def tapped(self, seen: list[Seen], asked: TowerPass) -> Tap:
         """Listening to the tower's attention, its rows told apart by views."""
-        heard_from = self.heard_from(low_layer)
+        heard_from = self.heard_from(asked.low_layer)
         return Tap(
             None,
-            {name: heard_from[name] for name in heard_from.keys() & wanted},
+            {name: heard_from[name] for name in heard_from.keys() & asked.captures},
             cls=self.cls,
-            received=received,
+            received=asked.received,
             lengths=[size * self.merge**2 for image in seen for size in image.sizes],
         )
 

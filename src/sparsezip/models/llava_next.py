@@ -4,7 +4,6 @@ Tokens of the whole image come first, then those of the picture that the tiles m
 When anything is left out, the ends of lines are not sent: there are no lines any more.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..tensors import Captures
-from .base import Batch, Encoded, Grid, Seen, batched
+from .base import Batch, Encoded, Seen, TowerPass, batched
 from .pointwise import Pointwise
 from .towers import AnyRes
 
@@ -42,22 +41,13 @@ class LlavaNext(AnyRes, Pointwise):
             return pixels
         return torch.cat([its[:tiles] for its, tiles in zip(pixels, self.tiles(call), strict=True)])
 
-    def encode(
-        self,
-        call: dict[str, Any],
-        seen: list[Seen],
-        wanted: frozenset[str] = frozenset(),
-        *,
-        low_layer: float = 0.0,
-        received: bool = False,
-        whole: Sequence[bool] = (),
-        grid: Grid | None = None,
-    ) -> Encoded:
+    def encode(self, call: dict[str, Any], seen: list[Seen], asked: TowerPass) -> Encoded:
         """The tower's own patches, laid out; of images that are sent whole all are projected before that."""
-        captures = self.tower_pass(call, seen, wanted, low_layer, received)
+        captures = self.tower_pass(call, seen, asked)
         tiles, tokens = self.tiles(call), None
-        if any(whole):
-            images = zip(self.project(captures.patch_features).split(tiles), call["image_sizes"], whole, strict=True)
+        if any(asked.whole):
+            projected = self.project(captures.patch_features).split(tiles)
+            images = zip(projected, call["image_sizes"], asked.whole, strict=True)
             line_end = self.model.base_model.image_newline
             tokens = [self.packed(its, size, line_end) if all_ else None for its, size, all_ in images]
         if any(one.tiling for one in seen):

@@ -3,7 +3,6 @@
 Only what is kept goes through the projector, and the tower ends behind the layer that the projector reads.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,7 +14,7 @@ from ..errors import UnsupportedCallError, UnsupportedModelError
 from ..plumbing.tap import Tap
 from ..plumbing.weights import weight_of
 from ..tensors import Captures
-from .base import Adapter, Batch, Encoded, Grid, Seen
+from .base import Adapter, Batch, Encoded, Grid, Seen, TowerPass
 from .clip import ClipText
 
 
@@ -73,39 +72,22 @@ class Pointwise(Adapter):
                     "Leave it out, or set it in model.config before compressing."
                 )
 
-    def encode(
-        self,
-        call: dict[str, Any],
-        seen: list[Seen],
-        wanted: frozenset[str] = frozenset(),
-        *,
-        low_layer: float = 0.0,
-        received: bool = False,
-        whole: Sequence[bool] = (),
-        grid: Grid | None = None,
-    ) -> Encoded:
+    def encode(self, call: dict[str, Any], seen: list[Seen], asked: TowerPass) -> Encoded:
         """The tower's own patches."""
-        captures = self.tower_pass(call, seen, wanted, low_layer, received, grid)
+        captures = self.tower_pass(call, seen, asked)
         return Encoded([Batch(captures, [(image, 0) for image in range(captures.images)])])
 
-    def tower_pass(
-        self,
-        call: dict[str, Any],
-        seen: list[Seen],
-        wanted: frozenset[str],
-        low_layer: float,
-        received: bool,
-        grid: Grid | None = None,
-    ) -> Captures:
+    def tower_pass(self, call: dict[str, Any], seen: list[Seen], asked: TowerPass) -> Captures:
         """What the tower makes of all `pixels`, up to the layer that the projector reads."""
         pixels, own = self.pixels(call), self.own_grid(call)
-        with self.tapped(seen, wanted, low_layer, received) as tap:
-            if grid in (None, own):
+        grid = asked.grid or own
+        with self.tapped(seen, asked) as tap:
+            if grid == own:
                 self.tower(pixels)
             else:
                 self.tower(scaled(pixels, own, grid), interpolate_pos_encoding=True)
         heard = {name: its for name, (its,) in tap.heard.items()}
-        return Captures(features=tap.features, grid=grid or own, **cast(Any, heard))
+        return Captures(features=tap.features, grid=grid, **cast(Any, heard))
 
     def pixels(self, call: dict[str, Any]) -> Float[Tensor, "image channel height width"]:
         """What the tower is run on."""
@@ -116,11 +98,11 @@ class Pointwise(Adapter):
         patch, (height, width) = self.model.config.vision_config.patch_size, call["pixel_values"].shape[-2:]
         return height // patch, width // patch
 
-    def tapped(self, seen: list[Seen], wanted: frozenset[str], low_layer: float, received: bool) -> Tap:
+    def tapped(self, seen: list[Seen], asked: TowerPass) -> Tap:
         """Up to the layer that the projector reads."""
-        heard_from = self.heard_from(low_layer)
-        taps = {name: heard_from[name] for name in heard_from.keys() & wanted}
-        return Tap(self.layer, taps, cls=self.cls, received=received)
+        heard_from = self.heard_from(asked.low_layer)
+        taps = {name: heard_from[name] for name in heard_from.keys() & asked.captures}
+        return Tap(self.layer, taps, cls=self.cls, received=asked.received)
 
     def project(self, features: Tensor) -> Tensor:
         """linear, activation, linear."""

@@ -121,6 +121,29 @@ class Tiled(Adapter):
         return _side(config.image_size) // _side(config.patch_size) // self.merge
 
 
+class Shuffled(Tiled):
+    """As in Idefics3."""
+
+    tower_weights: ClassVar[tuple[str, ...]] = ("vision_model.", "connector.")
+    prompt: ClassVar[str] = "<|im_start|>User:<image>{question}<end_of_utterance>\nAssistant:"
+    image_arguments: ClassVar[frozenset[str]] = frozenset({"pixel_values", "pixel_attention_mask"})
+
+    @property
+    def decoder(self) -> Any:
+        """Under another name."""
+        return self.model.base_model.text_model
+
+    @property
+    def tower(self) -> Any:
+        """Under another name."""
+        return self.model.base_model.vision_model
+
+    @property
+    def merge(self) -> int:
+        """Of the pixel shuffle."""
+        return self.model.config.scale_factor
+
+
 def tiles_of(row: list[int], placeholder: int, size: int) -> list[int]:
     """How many tiles of `size` placeholders each image of a prompt has.
 
