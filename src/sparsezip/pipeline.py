@@ -8,7 +8,8 @@
     trace.images[0].kept
 
 `Splice` is that line in code: it gets the arguments of one call and returns those the model goes on with. Tower and
-method run without gradients, the projector under the caller's gradient mode. One model serves one call at a time.
+method run without gradients, so tokens merged inside the LLM carry none; the projector follows the caller's gradient
+mode. One model serves one call at a time: a call from a second thread is refused while another runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import methods
-from .errors import AlreadyCompressedError, SettingError, UnsupportedCallError, UnsupportedModelError
+from .errors import SettingError, UnsupportedCallError, UnsupportedModelError
 from .images import opened
 from .methods.base import LayerMethod, Method
 from .models.base import Adapter
@@ -90,10 +91,7 @@ def _intercept(
     model: nn.Module, method: Method | str, processor: Any, question: Asked, clip: ClipText | None
 ) -> tuple[Interception, Trace]:
     model = _inner(model)
-    if Interception.of(model) is not None:
-        raise AlreadyCompressedError(
-            "This model is under compression already. Leave the block it was compressed in, or detach() it, first."
-        )
+    Interception.refuse_second(model)
     adapter, method = adapter_for(model), _method(method)
     adapter.lend(clip)
     _check_offers(adapter, method, method.needs)

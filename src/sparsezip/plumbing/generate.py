@@ -4,11 +4,15 @@
 stay as they are, and `restore` removes both. Both hand their arguments, by name, to one function `splice`, which
 returns the arguments for the untouched transformers code: image features (`mm_encoder_outputs`) in place of pixels, and
 a prompt with fewer placeholders.
+
+A model serves the calls of one thread at a time: what is known of a call lies with the model until the call has ended.
 """
 
 import copy
 import functools
 import inspect
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +22,15 @@ from torch import Tensor, nn
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from ..errors import UnsupportedCallError
+from ..errors import AlreadyCompressedError, UnsupportedCallError
 
 Call = dict[str, Any]  # the arguments of one call, by name
 Setting = Callable[[str], Any]  # what a call of generate has for a name: given, in its config or the model's
 
 # Arguments that place tokens by the caller's own count, which the shorter prompt does not follow.
 _PLACING = ("position_ids", "cache_position")
+
+_attaching = threading.Lock()  # two threads that attach to one model at once both see that nothing is there yet
 
 
 class Interception:
@@ -34,9 +40,22 @@ class Interception:
         """`splice` gets the arguments of every outer call, with or without images, and returns those to go on with.
 
         For a call of generate it gets a Setting besides. `undo` is called by `restore`.
+        Raises AlreadyCompressedError, after an `undo`, for a model that is under an interception.
         """
         self.model, self.splice, self.undo = model, splice, undo
         self._active, self._generating = True, False  # generate's own forward calls are not spliced again
+        self._thread: int | None = None  # that called last
+        self._taking = threading.Lock()  # while a thread looks whether it may call
+        with _attaching:
+            try:
+                Interception.refuse_second(model)
+            except AlreadyCompressedError:
+                undo()
+                raise
+            self._attach()
+
+    def _attach(self) -> None:
+        model = self.model
         self._previous = vars(model).get("generate")
         # torch.compile is kept out: what is decided here depends on the data.
         hook = torch.compiler.disable(self._forward)
@@ -51,11 +70,20 @@ class Interception:
         # The mark on the function is how a second attach finds the first: no global table keeps the model alive.
         vars(generate)["interception"] = self
         model.generate = generate
+        self._forwards = _own_forwards(model)
 
     @staticmethod
     def of(model: nn.Module) -> "Interception | None":
         """The interception that `model` is under, if any."""
         return getattr(vars(model).get("generate"), "interception", None)
+
+    @staticmethod
+    def refuse_second(model: nn.Module) -> None:
+        """Raise AlreadyCompressedError if `model` is under an interception."""
+        if Interception.of(model) is not None:
+            raise AlreadyCompressedError(
+                "This model is under compression already. Leave the block it was compressed in, or detach() it, first."
+            )
 
     def restore(self) -> None:
         """Leave the model exactly as it was. Doing it twice does no harm."""
@@ -64,17 +92,50 @@ class Interception:
         self._active = False
         self._hook.remove()
         self.undo()
+        for module, own in self._forwards:
+            if vars(module).get("forward") is own:
+                del module.forward
         if self._previous is None:
             vars(self.model).pop("generate", None)
         else:
             self.model.generate = self._previous
 
     def _forward(self, model: Any, args: tuple[Any, ...], kwargs: Call) -> tuple[tuple[Any, ...], Call] | None:
+        if not self._active:  # a compiled graph may have kept the hook
+            return None
+        self._take()
         if self._generating:
             return None
         return (), self.splice(by_name(model.forward, args, kwargs))
 
+    def _take(self) -> None:
+        """Make the model this thread's. Raises UnsupportedCallError while a call of another thread is running.
+
+        Nothing has to be given back, so nothing can be left behind: no hook sees the end of a forward pass that a
+        KeyboardInterrupt ends, but what has ended is no longer on its thread's stack.
+        """
+        thread = threading.get_ident()
+        with self._taking:
+            if self._thread not in (None, thread) and self._running(self._thread):
+                its = next((each.name for each in threading.enumerate() if each.ident == self._thread), self._thread)
+                raise UnsupportedCallError(
+                    f"Thread {threading.current_thread().name} called a model under compression while a call of thread "
+                    f"{its} is running, but such a model serves one call at a time. Put a lock around the calls, or "
+                    "give every thread a model of its own."
+                )
+            self._thread = thread
+
+    def _running(self, thread: int | None) -> bool:
+        """Whether a method of the model, or one of this object, is on the stack of a thread."""
+        frame = sys._current_frames().get(thread or 0)
+        while frame is not None:
+            if any(frame.f_locals.get("self") is each for each in (self, self.model)):
+                return True
+            frame = frame.f_back
+        return False
+
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._take()
         call = by_name(original, args, kwargs)
         if call.get("inputs") is not None and call.get("input_ids") is None:
             call["input_ids"] = call.pop("inputs")
@@ -141,6 +202,20 @@ class Interception:
             call["prefix_allowed_tokens_fn"] = lambda batch_id, ids: allowed(
                 batch_id, in_front(prompts[batch_id : batch_id + 1], ids[None], width)[0]
             )
+
+
+def _own_forwards(model: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Give every module with hooks a `forward` of its own, the one of its class; returned is what was given to which.
+
+    Graphs that torch.compile made before do not look for hooks that came later, but for this they do.
+    """
+    given = []
+    for module in model.modules():
+        if (module._forward_hooks or module._forward_pre_hooks) and "forward" not in vars(module):
+            own: Any = module.forward
+            module.forward = own
+            given.append((module, own))
+    return given
 
 
 def by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Call) -> Call:

@@ -8,6 +8,7 @@ keys, then calls the function the layer would have used. No other layer, no clas
 
 import copy
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -18,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from ..errors import UnsupportedCallError
 
 _NAME = "sparsezip_tap"
 _CHUNK = 64  # queries whose attention is held at a time where every query is needed
@@ -96,6 +99,9 @@ def _attend(
 
 AttentionInterface.register(_NAME, _attend)
 
+_tapped: set[nn.Module] = set()  # what some tap is at
+_tapping = threading.Lock()  # while a tap looks whether another is at the same
+
 
 class _Enough(Exception):  # noqa: N818 - no error
     """Ends a tower pass once everything that is wanted is there."""
@@ -103,6 +109,8 @@ class _Enough(Exception):  # noqa: N818 - no error
 
 class Tap:
     """While entered, notes what the wanted captures need of a tower pass; restores the tower on exit.
+
+    Entering raises UnsupportedCallError where another tap, of another thread, is at the same layers.
 
     With a `layer`, whose output becomes `features`, a pass ends, and with it the block, as soon as everything is there:
     what lies behind it in the tower is not run (LLaVA does not read its tower's last layer).
@@ -127,6 +135,7 @@ class Tap:
         """
         self.layer, self.wanted, self.cls, self.received = layer, wanted, cls, received or cls is None
         self.lengths = list(lengths)
+        self._modules = {*wanted.values(), *([] if layer is None else [layer])}
         self.features: Any = None
         self.heard: dict[str, list[Tensor]] = {}
         self._listeners = [
@@ -135,6 +144,13 @@ class Tap:
         ]
 
     def __enter__(self) -> "Tap":
+        with _tapping:
+            if not _tapped.isdisjoint(self._modules):
+                raise UnsupportedCallError(
+                    "A second call came to a vision tower while it runs for another thread, but it serves one call "
+                    "at a time. Put a lock around the calls, or give every thread a model of its own."
+                )
+            _tapped.update(self._modules)
         self._hook = self.layer.register_forward_hook(self._note_output) if self.layer is not None else None
         for listener in self._listeners:
             listener.start()
@@ -147,6 +163,7 @@ class Tap:
             listener.stop()
         if self._hook is not None:
             self._hook.remove()
+        _tapped.difference_update(self._modules)
         return kind is _Enough
 
     def _note_output(self, layer: nn.Module, args: Any, output: Any) -> None:
