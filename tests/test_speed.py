@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from made_captures import captures as made_captures
+from tiny_families import TINY
 from tiny_vlm import make_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlavaForConditionalGeneration
@@ -241,6 +242,24 @@ def test_ratios_are_of_sums_round_by_round():
     assert comparison._prefill(4) == 0  # on the same line
     assert comparison._gains_below(20.0) == 54  # each token fewer saves two milliseconds
     assert comparison._gains_below(-1.0) == 64
+
+
+@pytest.mark.parametrize(("family", "tokens"), [("llava_next", 52), ("qwen2_5_vl", 54)])
+def test_other_families_are_timed_as_they_are(family, tokens, monkeypatch):
+    """A picture with several tiles, and one of any size on a tower without CLS."""
+    monkeypatch.setattr(bench, "PHOTO", (56, 112) if family == "llava_next" else (32, 48))
+    chosen = {name: methods.method(name, budget=9) for name in ("visionzip", "divprune", "downsample")}
+    asked = run.Asked(dtype="fp32", rounds=1)
+    measured = run.measure(asked, chosen, TINY[family].make_model())
+    rows = {row["method"]: row for row in measured["rows"] if not row["model_of"]}
+    assert rows["keep_all"]["tokens"] == tokens
+    assert [rows[name]["tokens"] for name in ("ideal", "visionzip", "divprune")] == [9, 9, 9]
+    assert ("received" in str(measured["record"]["methods"])) == (family == "qwen2_5_vl")
+    assert "scales images down" in measured["left_out"]["downsample"]
+    assert all(row["own_flops"] is None for row in rows.values())
+    assert [row["method"] for row in measured["rows"] if row["model_of"]] == (
+        ["visionzip", "divprune"] if family == "llava_next" else []
+    )
 
 
 def test_they_take_turns_after_a_warm_up():

@@ -30,6 +30,7 @@ from ...models.load import adapter_for
 from ...registry import unknown
 
 SHARED = 4  # layers that share their weights
+PHOTO = (480, 640)  # height and width, in pixels
 TEXT = (35, 40)  # tokens in front of the image and behind it: LLaVA-1.5's prompt with a short question
 
 
@@ -89,7 +90,8 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
 def image_processor(config: PreTrainedConfig) -> Any:
     """What makes a photograph into the arguments of such a model."""
     if isinstance(config, Qwen2_5_VLConfig):
-        return Qwen2VLImageProcessorPil()
+        tower: Any = config.vision_config
+        return Qwen2VLImageProcessorPil(patch_size=tower.patch_size, merge_size=tower.spatial_merge_size)
     side = config.vision_config.image_size
     settings: dict[str, Any] = {
         "size": {"shortest_edge": side},

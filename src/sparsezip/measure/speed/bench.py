@@ -25,7 +25,7 @@ from ...pipeline import Splice
 from ...plumbing.generate import Call
 from ...tensors import Captures, Compressed
 from ...trace import Trace, now
-from .architectures import TEXT, image_processor
+from .architectures import PHOTO, TEXT, image_processor
 
 STAGES = ("prepare", "tower", "question", "compress", "project", "splice", "prefill", "drop", "decode")
 Times = dict[str, float]  # ms by stage
@@ -83,7 +83,7 @@ class Bench:
         self.model, self.batch, self.answer_tokens = model, batch, answer_tokens
         self.adapter, self.cuda = adapter_for(model), model.device.type == "cuda"
         draw = torch.Generator().manual_seed(seed)
-        self.photo = Image.fromarray(torch.randint(256, (480, 640, 3), generator=draw).to(torch.uint8).numpy())
+        self.photo = Image.fromarray(torch.randint(256, (*PHOTO, 3), generator=draw).to(torch.uint8).numpy())
         self.processor = image_processor(model.config)
         self.images = self._images()
         self.seen = self.adapter.seen(self.images)[0]
