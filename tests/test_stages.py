@@ -1,7 +1,10 @@
 """Images seen as several views: how budgets are dealt out, what is put together again; videos; tiles of a prompt."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 from tiny_families import TINY
 from tiny_videos import VIDEOS
 from tiny_vlm import heard
@@ -154,12 +157,56 @@ def test_tokens_of_tiles_are_sent_as_visionzips_authors_do(model, call):
 def test_hired_deals_out_an_images_budget_over_its_tiles(model, call):
     with sparsezip.compress(model, methods.HiRED(budget=30)) as trace:
         model(**call)
-    tiles = [image.views for image in trace.images]
-    assert [image.tokens for image in trace.images] == [30 // count * count for count in tiles]
+    assert [image.tokens for image in trace.images] == [30, 30, 30]
     by_tile = [
         [int(((image.kept // 16) == tile).sum()) for tile in range(image.patches // 16)] for image in trace.images
     ]
     assert any(len(set(tiles[1:])) > 1 for tiles in by_tile)  # not the same for every tile
+
+
+@torch.no_grad()
+def test_what_covers_all_that_is_shown_is_everything(model):
+    """Of five tiles of 16 patches 32 patches show padding; 48 are sent, and four lines end."""
+    call = {**NEXT.inputs(("What?", [4]))}
+    expected = model(**call).logits
+    with sparsezip.compress(model, methods.HiRED(keep_ratio=0.9)) as trace:
+        assert torch.equal(model(**call).logits, expected)
+    (image,) = trace.images
+    assert (image.tokens, image.before, image.patches, image.views) == (52, 52, 80, 5)
+    assert image.K == 48
+    assert int((image.source < 0).sum()) == 80 - 48
+
+
+@torch.no_grad()
+def test_padding_of_tiles_comes_last(model):
+    """What is ranked by attention leaves it; 16 tokens a tile were everything."""
+    call = {**NEXT.inputs(("What?", [4]))}
+    shown = adapter_for(model).seen(call, tiled=True)[0].patch
+    with sparsezip.compress(model, methods.FasterVLM(budget=6, budget_scope="tile")) as trace:
+        model(**call)
+    of_tile = [int((shown[shown >= 0] // 16 == tile).sum()) for tile in range(5)]
+    for tile, count in enumerate(of_tile):
+        own = {int(patch) for patch in trace.images[0].kept if int(patch) // 16 == tile}
+        assert len(own) == 6
+        assert len(own & set(shown.tolist())) == min(6, count)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize("size", [(20, 400), (400, 20)])
+def test_a_line_of_pixels_is_seen(family, size):
+    """The picture of the tiles may have nothing but padding."""
+    model, processor = TINY[family].make_model(), TINY[family].processor()
+    inputs = processor(images=[[Image.new("RGB", size, (200, 30, 30))]], text=["<image> What?"], return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    expected = model(**inputs).logits
+    for method in (methods.KeepAll(), methods.Random(budget=5), methods.ToMe(budget=5), methods.HiRED(budget=5)):
+        if family == "llava_onevision" and method.name == "hired":
+            method = replace(method, saliency="received")
+        with sparsezip.compress(model, method) as trace:
+            logits = model(**inputs).logits
+        assert trace.images[0].tokens == (5 if method.name != "keep_all" else trace.images[0].before)
+        assert torch.equal(logits, expected) == (method.name == "keep_all")
 
 
 # -- videos ---------------------------------------------------------------------------------------------------------

@@ -118,20 +118,27 @@ def _inner(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)  # torch.compile's wrapper forwards generate to the module within
 
 
+def _works(adapter: Adapter, method: Method) -> bool:
+    outer, inner = method.parts
+    behind = [] if inner is None else inner.after(adapter.llm_layers)
+    inside = not behind or (not adapter.refuses_inside and min(behind) >= adapter.deepstack)
+    return method.needs <= adapter.offers and inside and (adapter.resizes or type(outer).resized is Method.resized)
+
+
 def _check_offers(adapter: Adapter, method: Method, needs: frozenset[str]) -> None:
     lacking = needs - offered(adapter, method)
     if lacking:
         hint = ""
         if lacking <= adapter.received:
             hint = (
-                ' Its vision tower has no CLS token; saliency="received" ranks by the attention that patches receive '
-                "from all others instead."
+                ' Its vision tower has no CLS token; saliency="received" (--set method.saliency=received) ranks by the '
+                "attention that patches receive from all others instead."
             )
         elif "image_embeds" in lacking:
             hint = (
                 ' It comes with clip=, the CLIP of the tower: sparsezip.load_clip("openai/clip-vit-large-patch14-336").'
             )
-        works = [name for name in methods.registry.names() if methods.method(name).needs <= adapter.offers]
+        works = [name for name in methods.registry.names() if _works(adapter, methods.method(name))]
         raise UnsupportedModelError(
             f"{method.name} needs {', '.join(sorted(lacking))}, which {adapter.name} models do not offer.{hint} "
             f"Methods that work here: {', '.join(works)}."

@@ -87,8 +87,8 @@ def reduce(
             grid = smaller
             if not adapter.resizes:
                 raise UnsupportedModelError(
-                    f"{method.name} scales images down, but {adapter.name} models take images of many sizes, or of one "
-                    "only. Give smaller images."
+                    f"{method.name} scales images down for the tower, which {adapter.name} models do not serve. "
+                    "Choose another method."
                 )
             if outer.keep_ratio is not None:  # it is a share of all patches, not of those that are left
                 outer = replace(outer, budget=outer.asked(own[0] * own[1]), keep_ratio=None)
@@ -110,11 +110,11 @@ def reduce(
     for number, (one, tokens) in enumerate(zip(seen, reduced.tokens, strict=True)):
         if not 1 <= tokens <= len(one.patch):
             raise UnsupportedCallError(
-                f"{method.name} sends {tokens} tokens for image {number}, but its {one.patches} patches have a place "
-                f"for 1 to {len(one.patch)} in the prompt. Choose settings that stay within that."
+                f"{method.name} sends {tokens} tokens for image {number}, whose prompt has a place for 1 to "
+                f"{len(one.patch)}. Choose settings that stay within that."
             )
     images = [
-        ImageTrace.of(one.grid, one.grid if grid is None else grid, len(one.views), tokens, *held)
+        ImageTrace.of(one.grid, one.grid if grid is None else grid, len(one.views), len(one.patch), tokens, *held)
         for one, tokens, held in zip(seen, reduced.tokens, reduced.held, strict=True)
     ]
     trace.images = [images[image] for image in shown]
@@ -144,11 +144,8 @@ def per_view(method: Method, seen: Sequence[Seen], per_row: Sequence[int] | None
         if len(sizes) == 1:
             shares.append([method])
             continue
-        granted = method.asked(sum(sizes)) or 1
-        if method.uses & {"tiles", "frames"}:  # it deals out the budget itself, which is the mean of all views
-            dealt = iter([max(1, granted // len(sizes))] * len(sizes))
-        else:
-            dealt = iter(divided(granted, sizes))
+        granted, shown = method.asked(sum(sizes)) or 1, sum(int((one.patch >= 0).sum()) for one in group)
+        dealt = iter(sizes if granted >= shown else divided(granted, sizes))  # tiles may show padding besides
         for one in group:
             shares.append([replace(method, budget=next(dealt), keep_ratio=None) for _ in one.views])
     return shares
@@ -167,13 +164,19 @@ def _reduced(
     for batch in encoded.batches:
         todo = [(methods[image][view], row) for row, (image, view) in enumerate(batch.views)]
         while todo:
-            method, video = todo[0][0], batch.views[todo[0][1]][0]
-            apart = adapter.modality == "video" and "frames" in method.uses  # it sees all frames of one video at a time
-            rows = [row for its, row in todo if its == method and (not apart or batch.views[row][0] == video)]
+            method, image = todo[0][0], batch.views[todo[0][1]][0]
+            frames = adapter.modality == "video" and "frames" in method.uses
+            if frames or (seen[image].tiling is not None and "tiles" in method.uses):  # it deals out a budget itself
+                rows = [row for _, row in todo if batch.views[row][0] == image]
+                budgets = [its.budget for its in methods[image] if its.budget is not None]
+                if budgets:
+                    method = replace(method, budget=min(budgets))
+                captures = replace(batch.captures.of(rows), total=sum(budgets) or None)
+                captures = replace(captures, frames=len(rows)) if frames else captures
+            else:
+                rows = [row for its, row in todo if its == method]
+                captures = batch.captures if len(rows) == len(batch.views) else batch.captures.of(rows)
             todo = [(its, row) for its, row in todo if row not in rows]
-            captures = batch.captures if len(rows) == len(batch.views) else batch.captures.of(rows)
-            if apart:
-                captures = replace(captures, frames=len(rows))
             asked = None if questions is None else [questions[batch.views[row][0]] for row in rows]
             made = method.compress(captures, asked)
             for row, *part in zip(rows, made.features, made.kept, made.source, strict=True):
@@ -182,8 +185,8 @@ def _reduced(
     for image, one in enumerate(seen):
         if whole[image] and encoded.tokens is not None:  # the ends of lines included
             features.append(encoded.tokens[image])
-            device = encoded.tokens[image].device
-            held.append((torch.arange(one.patches, device=device), one.place.to(device)))
+            own, holds = (its.to(encoded.tokens[image].device) for its in one.whole)
+            held.append((own, holds))
             continue
         its = [parts[image, view] for view in range(len(one.views))]
         if len(its) == 1 and not adapter.interrupts:

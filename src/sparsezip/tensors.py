@@ -39,6 +39,7 @@ class Captures:
     valid: Bool[Tensor, "image patch"] | None = None  # False: the patch shows padding
     tiles: tuple[int, int] | None = None  # (rows, cols) of the tiling the images were cut from
     frames: int | None = None  # the images are the frames of videos, so many each
+    total: int | None = None  # tokens for all tiles of the image, or frames, together
 
     def __post_init__(self) -> None:
         rows, cols = self.grid

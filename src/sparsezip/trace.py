@@ -24,6 +24,7 @@ class ImageTrace:
     patches: int
     grid: tuple[int, int]  # (rows, cols); of an image that is seen as several views a line of all their patches
     views: int = 1  # as an image and its tiles, or the frames of a video
+    before: int = 0  # visual tokens that the unmodified model sends: the patches it has, and the ends of lines
     tokens_per_layer: list[int] = field(default_factory=list)  # that entered each LLM layer
 
     @classmethod
@@ -32,6 +33,7 @@ class ImageTrace:
         own: tuple[int, int],
         grid: tuple[int, int],
         views: int,
+        before: int,
         tokens: int,
         kept: Int[Tensor, "_"],
         source: Int[Tensor, "_"],
@@ -39,7 +41,8 @@ class ImageTrace:
         """What a method made of an image whose own grid is `own`, seen by the tower in `grid`."""
         if grid != own:
             kept, source = kept[:0], source[covered_by(own, grid).to(source.device)]
-        return cls(kept=kept, tokens=tokens, source=source, patches=own[0] * own[1], grid=own, views=views)
+        patches = own[0] * own[1]
+        return cls(kept=kept, tokens=tokens, source=source, patches=patches, grid=own, views=views, before=before)
 
     def inside(self, source: Int[Tensor, "token"], own: Int[Tensor, "_"], entering: list[int]) -> "ImageTrace":
         """The same image behind the LLM's drops.

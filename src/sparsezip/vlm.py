@@ -31,7 +31,7 @@ class Answer:
     text: str
     maps: ImageTrace  # where the patches went
     tokens: int  # visual tokens that entered the LLM
-    tokens_before: int  # patches the tower made of the image
+    tokens_before: int  # that the unmodified model sends of the image
     tokens_per_layer: list[float]
     timing: dict[str, float]  # ms by stage, this answer's share of its batch
     prefill_flops: float  # of the LLM's layers, for the tokens of this prompt that entered each, padding not counted
@@ -102,7 +102,7 @@ class VLM(Checkpoint):
                 text=text.strip(),
                 maps=_on_cpu(image),
                 tokens=image.tokens,
-                tokens_before=image.patches,
+                tokens_before=image.before,
                 tokens_per_layer=[float(tokens) for tokens in image.tokens_per_layer],
                 timing=dict(timing),
                 prefill_flops=prefill_flops,

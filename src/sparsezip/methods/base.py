@@ -154,6 +154,10 @@ class LayerMethod(Method):
     result is at most the budget and less than one token below it.
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _of_images(self)
+
     looks_ahead: ClassVar[bool] = False  # True: the view's q and k are those of the layer to come
     adapts: ClassVar[bool] = False  # True: an image's view at stage 0 settles how its budget is spent
 
@@ -265,6 +269,15 @@ class LayerMethod(Method):
         raise SettingError(f"{self._title} works inside the LLM, where there is room for one. Write it last.")
 
 
+def _of_images(method: Method) -> None:
+    """Raise SettingError where tokens are dropped inside the LLM by a budget of another scope."""
+    if method.budget_scope != "image":
+        raise SettingError(
+            f'{method._title} got budget_scope="{method.budget_scope}", but inside the LLM a budget is for each image. '
+            "Leave it out."
+        )
+
+
 def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
     if list(layers) != sorted(set(layers)):
         raise PydanticCustomError("ascending", "Layers are named once each, in ascending order")
@@ -301,6 +314,7 @@ class Pair(Method):
             names = " | ".join(str(getattr(part, "name", part)) for part in (outer, inner))
             raise SettingError(f"{names} is no pair. Write a method in front of the LLM, then one inside it.")
         super().__post_init__()
+        _of_images(self)
         sent: dict[str, Any] = {}
         left: dict[str, Any] = {}
         if self.budget is not None:

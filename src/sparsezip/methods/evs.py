@@ -34,7 +34,7 @@ class EVS(Method):
     def reduce(self, captures: Captures, questions: Questions) -> Compressed:
         """Rank the patches of all frames of a video together."""
         frames, patches = captures.frames or 1, captures.patches
-        total, kept = frames * self.tokens(patches), list[torch.Tensor]()
+        total, kept = captures.total or frames * self.tokens(patches), list[torch.Tensor]()
         directions = normalize(captures.patch_features.float(), dim=-1)
         for video in directions.view(-1, frames, *directions.shape[1:]):
             first = spread(captures.grid, min(total, patches)).to(video.device)

@@ -67,13 +67,18 @@ class HiRED(Method):
                     f"its tiles, {group} in all."
                 )
             early = captures.signal("low_attention").float().sum(1)
-            counts = [count for image in early[::group] for count in self._shared(image, captures.grid, captures.tiles)]
+            total = captures.total
+            counts = [
+                count for image in early[::group] for count in self._shared(image, captures.grid, captures.tiles, total)
+            ]
         return Compressed.selection(captures, top(captures.signal("cls_attention").float().sum(1), counts))
 
-    def _shared(self, early: Float[Tensor, "patch"], grid: tuple[int, int], tiling: tuple[int, int]) -> list[int]:
-        """How many patches an image and each of its tiles send."""
+    def _shared(
+        self, early: Float[Tensor, "patch"], grid: tuple[int, int], tiling: tuple[int, int], total: int | None
+    ) -> list[int]:
+        """How many patches an image and each of its tiles send, of `total` or as its settings say."""
         patches, tiles = len(early), tiling[0] * tiling[1]
-        total = (1 + tiles) * self.tokens(patches)
+        total = total or (1 + tiles) * self.tokens(patches)
         if self.paper and self.budget is None:
             total = int((1 + tiles) * patches * (self.keep_ratio or 0.2))
         whole = min(int(total * self.alpha), patches)

@@ -71,6 +71,14 @@ class Seen:
         place[self.patch[shown]] = shown
         return place
 
+    @property
+    def whole(self) -> tuple[Int[Tensor, "kept"], Int[Tensor, "patch"]]:
+        """Kept and source of an image that is sent whole: every patch but padding, each in its place."""
+        shown = self.patch[self.patch >= 0].sort().values
+        source = torch.full((self.patches,), -1)
+        source[shown] = self.place[shown]
+        return shown, source
+
     def places(self, tokens: int, kept: Int[Tensor, "kept"], source: Int[Tensor, "patch"]) -> Int[Tensor, "token"]:
         """The placeholder whose position each token has: that of its patch, of a merged one the first of its patches.
 

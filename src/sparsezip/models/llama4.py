@@ -1,4 +1,7 @@
-"""Llama 4: a tower with CLS as its last row, tiles of 144 tokens. `Llama4ForConditionalGeneration` in transformers."""
+"""Llama 4: a tower with CLS as its last row, tiles of 144 tokens. `Llama4ForConditionalGeneration` in transformers.
+
+With images, beams fail in transformers itself.
+"""
 
 from typing import Any, ClassVar
 

@@ -5,6 +5,7 @@ When anything is left out, the ends of lines are not sent: there are no lines an
 """
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -57,7 +58,17 @@ class LlavaNext(AnyRes, Pointwise):
 
 
 def _apart(captures: Captures, seen: list[Seen], tiles: list[int]) -> list[Batch]:
-    """All tiles of the images that are cut alike, each image and behind it its tiles."""
+    """All tiles of the images that are cut alike, each image and behind it its tiles. Padding gets no attention."""
+    shown = torch.zeros(captures.images * captures.patches, dtype=torch.bool)
+    for start, one in zip(accumulate(tiles, initial=0), seen, strict=False):
+        shown[one.patch[one.patch >= 0] + start * captures.patches] = True
+    valid = shown.view(captures.images, -1).to(captures.features.device)
+    barred: dict[str, Any] = {
+        name: its.masked_fill(~valid[:, None], 0)
+        for name, its in (("cls_attention", captures.cls_attention), ("low_attention", captures.low_attention))
+        if its is not None
+    }
+    captures = replace(captures, valid=valid, **barred)
     places = [(image, view) for image, count in enumerate(tiles) for view in range(count)]
     return [
         Batch(replace(captures.of(rows), tiles=tiling), [places[row] for row in rows])

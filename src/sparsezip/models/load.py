@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -372,10 +373,21 @@ def _original_format(name: str, twin: str | None) -> str:
 
 
 def _processor(files: _Files, *, trust_remote_code: bool = False) -> Any:
-    # The image backends differ by up to one step of 255, so results are comparable with one backend only.
-    return AutoProcessor.from_pretrained(
-        files.source, backend="pil", trust_remote_code=trust_remote_code, **files.where
-    )
+    options = {"trust_remote_code": trust_remote_code, **files.where}
+    try:
+        # The image backends differ by up to one step of 255, so results are comparable with one backend only.
+        try:
+            processor = AutoProcessor.from_pretrained(files.source, backend="pil", **options)
+        except (AttributeError, ImportError):  # a video processor has no such backend
+            processor = AutoProcessor.from_pretrained(files.source, **options)
+            processor.image_processor = AutoImageProcessor.from_pretrained(files.source, backend="pil", **options)
+        if not hasattr(processor, "image_processor"):
+            raise OSError("there is only a tokenizer")
+    except (AttributeError, ImportError, OSError, ValueError) as error:
+        why = " ".join(str(error).split()).split(". ")[0]
+        hint = " Install torchvision, from where torch is from." if "orchvision" in str(error) or "ideo" in why else ""
+        raise UnsupportedModelError(f"The processor of {files.source} cannot be opened: {why}.{hint}") from error
+    return processor
 
 
 def _default_device() -> str:

@@ -105,7 +105,7 @@ class Tiled(Adapter):
         """As many tiles each as the prompts have placeholders for."""
         if call.get("input_ids") is None:
             raise UnsupportedCallError(
-                f"How {self.name} models cut images into tiles is told by the prompt only. Ask a question."
+                f"How {self.name} models cut images into tiles is told by the prompt, and there is none here. Use ask."
             )
         side = self.side
         return [
@@ -183,6 +183,7 @@ class AnyRes(Adapter):
 
     def seen(self, call: dict[str, Any], *, tiled: bool = False) -> list[Seen]:
         """`image_sizes` [image, 2]: height and width in pixels, before anything was cut."""
+        _rows(call, "image_sizes")
         config, patches, found = self.model.config, self.tile[0] * self.tile[1], list[Seen]()
         for tiles, size in zip(self.tiles(call), call["image_sizes"], strict=True):
             number = torch.arange(tiles * patches, dtype=torch.float32).view(tiles, patches, 1)
@@ -196,7 +197,7 @@ class AnyRes(Adapter):
                 continue
             patch = torch.where(line_ends, -1, (~line_ends).cumsum(0) - 1)
             views = [self.tile]
-            if tiles > 1:
+            if tiles > 1 and line_ends.any() and len(patch) - int(line_ends.sum()) > patches:  # else all is padding
                 lines = int(line_ends.sum())
                 views.append((lines, int((~line_ends).sum() - patches) // lines))
             found.append(Seen(views, patch))

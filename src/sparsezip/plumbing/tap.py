@@ -82,7 +82,8 @@ class Listener:
         """The attention function whose place was taken."""
         # Every model file of transformers holds its own eager function; the others are looked up by name.
         own = vars(sys.modules[type(self.attention).__module__])
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, own["eager_attention_forward"])
+        eager = own.get("vision_eager_attention_forward") or own["eager_attention_forward"]  # Llama 4's tower: its own
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, eager)
 
 
 _listeners: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
