@@ -484,3 +484,47 @@ def test_the_tower_alone_makes_what_the_whole_model_makes(family, tmp_path, monk
 def decoder_of(model):
     """Parameters outside of the tower."""
     return [(name, its) for name, its in model.named_parameters() if not name.split(".")[0].startswith("vis")]
+
+
+class Opens:
+    """Stands for AutoProcessor, of a family whose video processor has no PIL backend."""
+
+    def __init__(self, processor, error=None):
+        self.processor, self.error = processor, error
+
+    def from_pretrained(self, source, *, trust_remote_code, backend=None, **where):
+        if backend == "pil":
+            raise ImportError("Video processor cannot be loaded - requested pil backend is not available.")
+        if self.error:
+            raise self.error
+        return self.processor
+
+
+def test_a_processor_with_videos_has_images_made_by_pil(single, monkeypatch):
+    processor = make_processor()
+    processor.image_processor = None
+    monkeypatch.setattr(opening, "AutoProcessor", Opens(processor))
+    vlm = sparsezip.load(single)
+    assert vlm.processor is processor
+    assert type(processor.image_processor).__name__ == "CLIPImageProcessorPil"
+    assert vlm.ask(picture(1), QUESTION, "grid", max_new_tokens=2).tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("opens", "message"),
+    [
+        (Opens(None, ImportError("It requires the Torchvision library. See there")), "library. Install torchvision"),
+        (Opens(None, OSError("no processor_config.json")), "cannot be opened: no processor_config.json"),
+    ],
+)
+def test_a_processor_that_cannot_be_opened_says_why(single, monkeypatch, opens, message):
+    monkeypatch.setattr(opening, "AutoProcessor", opens)
+    with pytest.raises(UnsupportedModelError, match=message):
+        sparsezip.load(single)
+
+
+def test_a_tokenizer_is_no_processor(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    make_processor().tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="processor of .* cannot be opened"):
+        sparsezip.load(tmp_path)

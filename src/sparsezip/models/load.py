@@ -134,6 +134,8 @@ def load(
     and for checkpoints in the original LLaVA format (naming their twin in transformers' format), UnsupportedCallError
     for options that contradict each other or need a package that is not installed.
     """
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise UnsupportedCallError(f"device={str(device)!r}, but PyTorch finds no CUDA device here. Leave it out.")
     files = _Files.of(name_or_path, options)
     _ = files.family
     _check_placing(device, quantization, files, options)
