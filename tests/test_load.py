@@ -526,5 +526,5 @@ def test_a_processor_that_cannot_be_opened_says_why(single, monkeypatch, opens, 
 def test_a_tokenizer_is_no_processor(model, tmp_path):
     model.save_pretrained(tmp_path)
     make_processor().tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="processor of .* cannot be opened"):
+    with pytest.raises(UnsupportedModelError, match="cannot be opened"):
         sparsezip.load(tmp_path)
