@@ -873,7 +873,7 @@ def test_an_empty_cache_is_fine(model):
 def test_refuses_methods_that_send_no_token_or_more_than_there_is_room_for(model, count):
     with (
         sparsezip.compress(model, Sends(count=count)) as trace,
-        pytest.raises(UnsupportedCallError, match=f"sends sends {count} tokens for image 0, whose prompt has a place for 1 to 16"),
+        pytest.raises(UnsupportedCallError, match=f"sends sends {count} tokens for image 0, whose prompt has"),
     ):
         answers(model, inputs_for(*ROWS))
     assert trace.images == []
