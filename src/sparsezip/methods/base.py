@@ -6,6 +6,7 @@ in, sees the tokens behind some of the LLM's layers (`LayerView`) and says which
 make a pair: `VisionZip(budget=128) | FastV(budget=64)`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import get_annotations
@@ -147,7 +148,7 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerMethod(Method):
+class LayerMethod(Method, ABC):
     """A method inside the LLM: every patch is sent, and dropped behind some of the layers, in the prefill.
 
     Without a budget the settings say how many tokens each drop leaves. With one, `match` says what has to equal it; the
@@ -163,17 +164,17 @@ class LayerMethod(Method):
 
     # -- what a method inside the LLM offers ---------------------------------------------------------------------
 
+    @abstractmethod
     def after(self, layers: int) -> list[int]:
         """The layers (counted from 0) behind which tokens are dropped, in an LLM of `layers` layers. Ascending."""
-        raise NotImplementedError  # each method's own
 
     def left(self, share: float, visual: int, stages: int) -> list[float]:
         """How many of `visual` tokens each drop leaves; from nearly none at share 0 to all at 1, never falling."""
         return [visual * share] * stages
 
+    @abstractmethod
     def drop(self, view: LayerView) -> Kept:
         """What goes on of a view of ONE row; with `view.count`, exactly that many tokens."""
-        raise NotImplementedError  # each method's own
 
     def settled(self, view: LayerView) -> "LayerMethod":
         """The method whose plan an image gets instead, its view at stage 0 (ONE row) being this; the budget stays."""

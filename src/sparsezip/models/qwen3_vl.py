@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import Encoded
+from .base import Adapter, Encoded
 from .towers import Qwen
 
 
@@ -15,15 +15,16 @@ class Qwen3VL(Qwen):
     name: ClassVar[str] = "qwen3_vl"
     architectures: ClassVar[frozenset[str]] = frozenset({"Qwen3VLForConditionalGeneration"})
 
-    @property
-    def interrupts(self) -> bool:  # type: ignore[override]  # a constant in other families
-        """Frames of a video stand behind their times."""
-        return self.modality == "video"
+    def __init__(self, model: Any) -> None:
+        """As many layers of the LLM as there are layers of the tower whose features are added."""
+        super().__init__(model)
+        self.deepstack = len(self.tower.deepstack_visual_indexes)
 
-    @property
-    def deepstack(self) -> int:  # type: ignore[override]  # a number in families that have none
-        """As many as the tower's layers whose features are added."""
-        return len(self.tower.deepstack_visual_indexes)
+    def of_videos(self) -> Adapter:
+        """Frames of a video stand behind their times."""
+        made = super().of_videos()
+        made.interrupts = True
+        return made
 
     def outputs(self, encoded: Encoded, tokens: list[Tensor], held: list[tuple[Tensor, Tensor] | None]) -> Any:
         """A kept token gets what its patch has, one made of several the mean of theirs."""

@@ -1,6 +1,7 @@
 """What families have in common: towers, and ways of cutting images into tiles."""
 
 import inspect
+from abc import abstractmethod
 from functools import partial
 from typing import Any, ClassVar
 
@@ -211,11 +212,11 @@ class AnyRes(Adapter):
             for size in call["image_sizes"]
         ]
 
+    @abstractmethod
     def packed(
         self, tiles: Float[Tensor, "tile patch dim"], size: Tensor, line_end: Float[Tensor, "dim"] | None = None
     ) -> Float[Tensor, "place dim"]:
         """What the patches of an image of that size hold, laid out as transformers does it."""
-        raise NotImplementedError  # each family's own
 
     def by_view(
         self, heard: dict[str, list[Tensor]], call: dict[str, Any], seen: list[Seen]
